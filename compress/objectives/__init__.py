@@ -1,0 +1,1 @@
+"""Distillation objectives: transfers, the inherit-and-explore lift over any of them, and logit terms."""

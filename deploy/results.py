@@ -1,0 +1,172 @@
+"""The schema of ``report.json``: what a run found out, in a form that other programs can read.
+
+``SCHEMA_VERSION`` grows by one whenever a field changes its meaning or leaves; new optional fields do not count.
+All durations are seconds and all latencies milliseconds; fractions lie in 0..1 and are never percentages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """Base of all records: unknown fields are refused, so that a typing slip cannot pass as data."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interval(Record):
+    """A figure with its 95 % confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+class Latency(Record):
+    """Single-stream latency of one file: one request in flight, batch ``batch``, milliseconds."""
+
+    batch: int
+    iterations: int = Field(description="measured calls; none is discarded")
+    warmup_seconds: float
+    measured_seconds: float
+    minimum: float
+    mean: float
+    median: Interval
+    p90: Interval
+    p95: Interval
+    p99: Interval
+    maximum: float
+    cv: float = Field(description="coefficient of variation: standard deviation / mean")
+    policy: str = Field(description="what the headline figure includes, in words")
+    trace: str = Field(description="raw trace, a file relative to the run folder")
+    sample: list[float] = Field(description="at most 2,000 evenly spaced calls of the trace, in order, for drawing")
+    warnings: list[str] = []
+
+
+class ClassAccuracy(Record):
+    """Correct answers for one class."""
+
+    name: str
+    correct: int
+    total: int
+
+
+class Accuracy(Record):
+    """Top-1 accuracy on the validation set, measured through the exported file; the interval is Wilson's."""
+
+    top1: Interval
+    correct: int
+    total: int
+    per_class: list[ClassAccuracy]
+
+
+class ModelResult(Record):
+    """One exported file and what was measured of it."""
+
+    role: str = Field(description="'teacher' or 'student'")
+    name: str = Field(description="architecture, a timm name where it has one")
+    file: str = Field(description="relative to the run folder")
+    sha256: str
+    size_bytes: int
+    parameters: int
+    macs: int = Field(description="multiply-accumulates of one image")
+    precision: str
+    backend: str
+    input_shape: list[int] = Field(description="channels, height, width")
+    accuracy: Accuracy
+    latency: Latency
+    verification: Verification
+
+
+class Verification(Record):
+    """The exported file against the PyTorch model, on real validation images."""
+
+    images: int
+    largest_difference: float = Field(description="largest absolute difference of any logit")
+    relative_difference: float = Field(description="the same, divided by the largest absolute logit")
+    top1_agreement: float
+    tolerance: float = Field(description="the relative difference that was allowed")
+
+
+class Curve(Record):
+    """One logged quantity of one training stage, one value an epoch."""
+
+    stage: str
+    name: str
+    values: list[float]
+
+
+class Stage(Record):
+    """One stage of the pipeline."""
+
+    name: str
+    seconds: float
+    epochs: int | None = None
+    note: str = ""
+
+
+class Dataset(Record):
+    """What the models were trained and judged on."""
+
+    name: str
+    classes: list[str]
+    train_images: int
+    val_images: int
+    skipped_images: int
+    digest: str
+
+
+class Verdict(Record):
+    """Was the student good enough and fast enough?"""
+
+    kept: bool
+    retained: Interval = Field(description="student accuracy / teacher accuracy; paired bootstrap over the images")
+    speedup: Interval = Field(description="teacher median / student median; bootstrap over interleaved blocks")
+    min_retained: float
+    max_latency_ms: float | None
+    misses: list[str] = Field(description="one sentence for each limit that was missed")
+    sentence: str
+
+
+class Fingerprint(Record):
+    """What ran on what."""
+
+    device: str
+    cores: int
+    threads: int
+    memory_gib: float
+    os: str
+    python: str
+    packages: dict[str, str]
+    gpu: str | None = None
+    clocks: str = Field(description="'locked', 'floating' or 'unknown', with the governor where one is readable")
+    extra: dict[str, str] = {}
+
+
+class Report(Record):
+    """Everything that a run found out."""
+
+    schema_version: int = SCHEMA_VERSION
+    iekd_version: str
+    created: str = Field(description="ISO 8601, UTC")
+    command: str
+    config: dict[str, Any]
+    dataset: Dataset
+    teacher: ModelResult
+    student: ModelResult
+    verdict: Verdict
+    stages: list[Stage]
+    curves: list[Curve]
+    fingerprint: Fingerprint
+    notes: list[str] = Field(default=[], description="what the reader should know: fallbacks taken, warnings")
+
+
+ModelResult.model_rebuild()

@@ -1,0 +1,1 @@
+"""What a network is: names and aliases, taps, artefacts on disk, preprocessing."""

@@ -1,0 +1,73 @@
+"""The errors that a user can do something about.
+
+Each carries what is wrong and what to do next; the command line prints exactly that, on one line, and exits with
+``exit_code``.  Anything else that escapes is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_KEPT = 0
+EXIT_MISSED = 1
+EXIT_BAD_INPUT = 2
+EXIT_ENVIRONMENT = 3
+
+
+class IekdError(Exception):
+    """A problem with a message for the user.
+
+    Args:
+        message: what is wrong, and where.
+        hint: what to do next; may be empty.
+    """
+
+    exit_code = EXIT_BAD_INPUT
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}  {self.hint}" if self.hint else self.message
+
+
+class InputError(IekdError):
+    """What the user gave cannot be used: a name, a file, a data set, a value."""
+
+
+class RunFolderError(IekdError):
+    """The run folder cannot be used: locked, of another configuration, of a newer version, or the disk is full."""
+
+
+class DivergenceError(IekdError):
+    """A named loss term stopped being finite."""
+
+
+class VerificationError(IekdError):
+    """An exported file does not compute what the model computes."""
+
+    exit_code = EXIT_MISSED
+
+
+class EnvironmentMissingError(IekdError):
+    """A part of the environment is missing: a package, a driver, a device."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str], *, listed_by: str = "") -> InputError:
+    """An error for a name that is not in ``valid``, with close matches or, where few, all valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
+    if close:
+        hint = f"Did you mean {', '.join(close)}?"
+    elif len(names) <= 25:
+        hint = f"Valid: {', '.join(names)}."
+    else:
+        hint = ""
+    if listed_by:
+        hint = f"{hint}  `{listed_by}` lists them.".strip()
+    return InputError(f"unknown {kind} '{name}'.", hint)
