@@ -1,6 +1,6 @@
 """Files that are either whole or absent.
 
-Everything that a later stage or a resumed run reads is written beside its place and renamed into it, so a process killed
+What a later stage or a resumed run reads is written beside its place and renamed into it, so a process killed
 at any instant leaves the previous version or none, never half of one.
 """
 

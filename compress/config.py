@@ -1,0 +1,232 @@
+"""Every setting of a run, once: the command line, the YAML file and the Python function all read this page."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from iekd.errors import InputError, unknown_name
+
+
+class Option(NamedTuple):
+    """How a setting is shown on the command line."""
+
+    help: str
+    panel: str = "Training"
+    metavar: str = ""
+
+
+_MAIN, _DATA, _TRAINING, _METHOD, _TARGET, _RUN = (
+    "The job",
+    "Data",
+    "Training",
+    "Method",
+    "Target and limits",
+    "Run",
+)
+
+Fraction = Annotated[float, Gt(0), Lt(1)]
+Count = Annotated[int, Ge(1)]
+Weight = Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The settings of one run.  None means: chosen from the data, the models or the target, and recorded."""
+
+    teacher: Annotated[str, Option("timm name, alias, artefact folder, or package.module:function.", _MAIN)]
+    student: Annotated[str, Option("The same, for the network that ships.", _MAIN)]
+    data: Annotated[str, Option("digits, folder:PATH, or a name of timm's create_dataset as NAME:ROOT.", _MAIN)] = (
+        "digits"
+    )
+    target: Annotated[str, Option("What the student will run on.", _MAIN)] = "cpu"
+    out: Annotated[str | None, Option("Run folder.  Default: runs/TEACHER-STUDENT-DATA.", _MAIN, "DIR")] = None
+
+    image_size: Annotated[int | None, Ge(8), Option("Height and width of the input, pixels.", _DATA)] = None
+    val_fraction: Annotated[
+        Fraction | None, Option("Share kept for validation where the data has no split.", _DATA)
+    ] = None
+    train_limit: Annotated[Count | None, Option("Use a balanced subset of this many training images.", _DATA)] = None
+    val_limit: Annotated[Count | None, Option("The same for validation.", _DATA)] = None
+    augment: Annotated[str | None, Option("none, digits, crop, standard or strong.", _DATA)] = None
+    skip_bad_images: Annotated[bool, Option("Leave out unreadable images, and count them.", _DATA)] = False
+    workers: Annotated[int | None, Ge(0), Option("Processes that load images.", _DATA)] = None
+
+    epochs: Annotated[int | None, Ge(1), Option("Epochs of distillation.", _TRAINING)] = None
+    teacher_epochs: Annotated[int | None, Ge(0), Option("Epochs of teacher training.", _TRAINING)] = None
+    batch_size: Annotated[Count, Option("Images a step.", _TRAINING)] = 64
+    lr: Annotated[float | None, Gt(0), Option("Student's learning rate at its peak (AdamW).", _TRAINING)] = None
+    teacher_lr: Annotated[float | None, Gt(0), Option("Teacher's learning rate at its peak.", _TRAINING)] = None
+    weight_decay: Annotated[Weight, Option("Decoupled weight decay.", _TRAINING)] = 0.02
+    teacher_weights: Annotated[str, Option("auto, hub, scratch or FILE.", _TRAINING)] = "auto"
+    student_weights: Annotated[str, Option("auto, hub, scratch or FILE.", _TRAINING)] = "auto"
+    adapt_head: Annotated[
+        bool, Option("Accept weights of another class count; the classifier starts fresh.", _TRAINING)
+    ] = False
+    keep: Annotated[str, Option("Which epoch ships: last, or best on the validation set.", _TRAINING)] = "last"
+    mixed_precision: Annotated[str, Option("auto (bf16 on a GPU), no, bf16 or fp16.", _TRAINING)] = "auto"
+    device: Annotated[str, Option("auto, cpu or cuda: where training runs.", _TRAINING)] = "auto"
+    seed: Annotated[int, Ge(0), Option("Everything random follows from it.", _TRAINING)] = 0
+
+    objective: Annotated[str, Option("Terms joined by +; `iekd-compress objectives` lists them.", _METHOD)] = "ie-ft+kd"
+    tap: Annotated[str, Option("Stages to tap, such as -1 or -2,-1.", _METHOD)] = "-1"
+    inherit_weight: Annotated[Weight | None, Option("Weight of the inheritance term.", _METHOD)] = None
+    explore_weight: Annotated[Weight | None, Option("Weight of the exploration term.", _METHOD)] = None
+    kd_weight: Annotated[Weight | None, Option("Weight of the logit term.", _METHOD)] = None
+    temperature: Annotated[float | None, Gt(0), Option("Temperature of the logit term.", _METHOD)] = None
+    inherit_fraction: Annotated[float, Ge(0), Le(1), Option("Share of channels that inherit.", _METHOD)] = 0.5
+    split: Annotated[str, Option("natural, random or relevance.", _METHOD)] = "natural"
+    factor_epochs: Annotated[Count, Option("Epochs of the teacher's auto-encoder.", _METHOD)] = 10
+    views: Annotated[
+        int | None,
+        Ge(0),
+        Option("Augmented views kept of each image, with the teacher's answers; 0: no cache.", _METHOD),
+    ] = None
+    cache_gib: Annotated[float, Ge(0), Option("Most disk that the teacher's answers may take, GiB.", _METHOD)] = 4.0
+
+    min_retained: Annotated[float, Gt(0), Le(2), Option("Least student accuracy / teacher accuracy.", _TARGET)] = 0.97
+    max_latency: Annotated[str | None, Option("Most median latency of the student, such as 2ms.", _TARGET)] = None
+    threads: Annotated[Count | None, Option("Threads for the benchmark.  Default: this machine's cores.", _TARGET)] = (
+        None
+    )
+    bench_seconds: Annotated[float, Gt(0), Option("Seconds measured for each model.", _TARGET)] = 3.0
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        if self.out is not None:
+            return Path(self.out)
+        parts = (self.teacher, self.student, self.data)
+        return Path("runs") / "-".join(_slug(part) for part in parts)
+
+    @property
+    def max_latency_ms(self) -> float | None:
+        """``max_latency`` in milliseconds."""
+        return None if self.max_latency is None else parse_latency(self.max_latency)
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """``tap`` as stage numbers."""
+        try:
+            return tuple(int(part) for part in self.tap.split(","))
+        except ValueError as error:
+            raise InputError(
+                f"tap '{self.tap}' is not a list of stage numbers.", "Give numbers such as -1 (last stage) or -2,-1."
+            ) from error
+
+
+CHOICES = {
+    "target": ("cpu",),
+    "keep": ("last", "best"),
+    "mixed_precision": ("auto", "no", "bf16", "fp16"),
+    "device": ("auto", "cpu", "cuda"),
+    "augment": ("none", "digits", "crop", "standard", "strong"),
+    "split": ("natural", "random", "relevance"),
+}
+
+FREE_TO_CHANGE = {"out", "min_retained", "max_latency", "workers"}
+"""Settings that a resumed run may change: they do not touch what was trained or measured."""
+
+
+def make_config(values: dict[str, Any]) -> RunConfig:
+    """A checked configuration; keys with value None are left at their defaults.
+
+    Raises:
+        InputError: unknown key, wrong type, value out of range or not among the choices.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    names = [field.name for field in dataclasses.fields(RunConfig)]
+    for key in values:
+        if key not in names:
+            raise unknown_name("setting", key, names)
+    given = {key: value for key, value in values.items() if value is not None}
+    for key, what in (("teacher", "timm name"), ("student", "timm name")):
+        if key not in given:
+            raise InputError(f"no {key} given.", f"Add --{key} NAME ({what}; `iekd-compress models` lists some).")
+    try:
+        config: RunConfig = TypeAdapter(RunConfig).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise InputError(
+            f"{flag(key)} {given.get(key)!r}: {first['msg']}.", f"It takes: {options()[key].help}"
+        ) from error
+    for key, choices in CHOICES.items():
+        value = getattr(config, key)
+        if value is not None and value not in choices:
+            raise unknown_name(flag(key), value, choices)
+    _check_texts(config)
+    return config
+
+
+def _check_texts(config: RunConfig) -> None:
+    _ = config.max_latency_ms, config.taps  # raise on bad text
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        InputError: missing, not YAML, or not a mapping.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"no configuration file at {path}.", "Check the path.") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        detail = " ".join(str(error).split())
+        raise InputError(f"cannot read {path}: {detail}.", "It must be YAML, one `setting: value` a line.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} is not a mapping.", "Write one `setting: value` a line.")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML, every setting spelled out."""
+    import yaml
+
+    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def options() -> dict[str, Option]:
+    """How each setting is shown, by field name, in the order of the class."""
+    hints = get_type_hints(RunConfig, include_extras=True)
+    return {
+        field.name: next(item for item in hints[field.name].__metadata__ if isinstance(item, Option))
+        for field in dataclasses.fields(RunConfig)
+    }
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_latency(text: str) -> float:
+    """``2ms``, ``1500us`` or ``0.002s`` in milliseconds; a bare number is milliseconds.
+
+    Raises:
+        InputError: not a positive duration.
+    """
+    cleaned = text.strip().lower().replace(" ", "").replace("µs", "us")
+    units = {"ms": 1.0, "us": 1e-3, "s": 1e3, "": 1.0}
+    unit = next(unit for unit in units if cleaned.endswith(unit))
+    try:
+        value = float(cleaned.removesuffix(unit)) * units[unit]
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--max-latency '{text}' is not a duration.", "Write it as 2ms, 800us or 0.002s.")
+    return value
+
+
+def _slug(text: str) -> str:
+    tail = text.rstrip("/").rsplit("/", 1)[-1]
+    return "".join(character if character.isalnum() or character in "._" else "_" for character in tail)

@@ -1,0 +1,107 @@
+"""What every stage of a run needs: data, preprocessing, device, and the settings with nothing left open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.utils.data import DataLoader
+
+from iekd.compress.config import RunConfig
+from iekd.compress.data import ImageData
+from iekd.compress.observer import Observer
+from iekd.compress.views import Sample, ViewDataset, auto_workers, plain_loader, train_loader
+from iekd.errors import EnvironmentMissingError
+from iekd.models.preprocessing import Preprocessing
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's surroundings."""
+
+    config: RunConfig
+    data: ImageData
+    preprocessing: Preprocessing
+    augmentation: str
+    accelerator: Accelerator
+    observer: Observer
+    folder: Path
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.data.classes)
+
+    @property
+    def device(self) -> torch.device:
+        """Where training runs."""
+        return self.accelerator.device  # type: ignore[no-any-return]
+
+    @property
+    def workers(self) -> int:
+        """Processes that load images."""
+        return auto_workers(self.data.train) if self.config.workers is None else self.config.workers
+
+    def train_batches(self, views: int | None = None) -> Any:
+        """A function from epoch to loader over augmented views; ``views`` of them recur."""
+        dataset = ViewDataset(self.data.train, self.preprocessing, self.augmentation, self.config.seed)
+
+        def batches(epoch: int) -> DataLoader[Sample]:
+            return train_loader(
+                dataset,
+                batch_size=self.config.batch_size,
+                epoch=epoch,
+                seed=self.config.seed,
+                views=views,
+                workers=self.workers,
+            )
+
+        return batches
+
+    def val_loader(self) -> DataLoader[Sample]:
+        """Validation images in order, as the deployed model will see them."""
+        dataset = ViewDataset(self.data.val, self.preprocessing, "none", self.config.seed)
+        return plain_loader(dataset, batch_size=max(64, self.config.batch_size), workers=self.workers)
+
+    def val_arrays(self) -> Iterator[tuple[Any, Any]]:
+        """The same as pairs of numpy arrays: float32 images (N, 3, H, W) and int64 class indices (N,)."""
+        for batch in self.val_loader():
+            yield batch.image.numpy(), batch.target.numpy()
+
+    @torch.no_grad()
+    def accuracy(self, network: nn.Module) -> float:
+        """Top-1 accuracy on the validation set, over all processes."""
+        network.eval()
+        counts = torch.zeros(2, device=self.device)
+        for batch in self.accelerator.prepare(self.val_loader()):
+            logits = network(batch.image)
+            answers = self.accelerator.gather_for_metrics((logits.argmax(1), batch.target))
+            counts += torch.tensor([(answers[0] == answers[1]).sum(), len(answers[1])], device=self.device)
+        return float(counts[0] / counts[1])
+
+
+def make_accelerator(config: RunConfig) -> Accelerator:
+    """The device and precision that the settings ask for.
+
+    Raises:
+        EnvironmentMissingError: CUDA asked for and not there.
+    """
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise EnvironmentMissingError(
+            "--device cuda: torch sees no CUDA device.", "Use --device auto, or see `iekd-compress doctor`."
+        )
+    on_gpu = cuda and config.device != "cpu"
+    precision = config.mixed_precision
+    if precision == "auto":
+        precision = "bf16" if on_gpu else "no"
+    AcceleratorState._reset_state(
+        reset_partial_state=False
+    )  # the last run of this process may have had another precision
+    return Accelerator(cpu=not on_gpu, mixed_precision=precision)

@@ -1,0 +1,159 @@
+"""A run's folder: one writer at a time, every stage finished or absent, nothing of another configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from iekd import __version__
+from iekd.compress.config import FREE_TO_CHANGE, RunConfig, flag, to_yaml
+from iekd.compress.observer import Observer
+from iekd.errors import RunFolderError
+from iekd.files import disk_errors, sha256_of, write_json, write_text
+
+FORMAT = 1
+_STATE = "run.json"
+_CONFIG = "config.yaml"
+
+
+class RunFolder:
+    """The folder of one run, held by a lock while this object is in use.  Made by :meth:`open`."""
+
+    def __init__(self, path: Path, state: dict[str, Any], observer: Observer) -> None:
+        self.path = path
+        self.observer = observer
+        self._state = state
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, config: RunConfig, identity: dict[str, Any], observer: Observer) -> Iterator[RunFolder]:
+        """Create the folder, or go on in it.
+
+        Args:
+            config: the resolved settings, written as ``config.yaml``.
+            identity: what beside the settings must stay the same between two starts (the data's digest).
+            observer: told of each stage.
+
+        Raises:
+            RunFolderError: in use by another run, of another configuration, of a newer version, or not a run folder.
+        """
+        path = config.folder
+        with disk_errors(path):
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise RunFolderError(f"{path} is a file.", "Give another --out.") from error
+            except PermissionError as error:
+                raise RunFolderError(f"cannot create {path}: permission denied.", "Give another --out.") from error
+        lock = FileLock(path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise RunFolderError(
+                f"another run is writing to {path}.", "Wait for it, or give this one another --out."
+            ) from error
+        try:
+            yield cls(path, _open_state(path, config, identity), observer)
+        finally:
+            lock.release()
+
+    def stage(self, name: str, outputs: list[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do ``work`` unless an earlier run finished it and its outputs are unchanged; return its JSON result.
+
+        Args:
+            name: of the stage.
+            outputs: files or folders that the work writes, relative to the run folder.
+            work: does the stage; what it returns is stored and given back to later runs.
+        """
+        entry = self._state["stages"].get(name)
+        if entry and all(self._unchanged(output, digest) for output, digest in entry["outputs"].items()):
+            self.observer.stage_finished(name, entry["seconds"], entry["result"].get("note", ""), True)
+            return dict(entry["result"])
+        started = time.monotonic()
+        spent = float(self._state.get("spent", {}).get(name, 0.0))
+        result = work()
+        seconds = time.monotonic() - started + spent
+        self._state["stages"][name] = {
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 3),
+            "iekd_version": __version__,
+            "outputs": {output: sha256_of(self.path / output) for output in outputs},
+            "result": result,
+        }
+        self._forget_after(name)
+        self._write()
+        self.observer.stage_finished(name, seconds, result.get("note", ""), False)
+        return result
+
+    def stages(self) -> dict[str, dict[str, Any]]:
+        """The finished stages, in order."""
+        return dict(self._state["stages"])
+
+    def _forget_after(self, name: str) -> None:
+        """A stage done again makes everything that was built on it stale."""
+        names = list(self._state["stages"])
+        for later in names[names.index(name) + 1 :]:
+            del self._state["stages"][later]
+
+    def _unchanged(self, output: str, digest: str) -> bool:
+        path = self.path / output
+        return path.exists() and sha256_of(path) == digest
+
+    def _write(self) -> None:
+        write_json(self.path / _STATE, self._state)
+
+
+def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict[str, Any]:
+    file = path / _STATE
+    settings = dataclasses.asdict(config)
+    if file.exists():
+        state = _read_state(file)
+        _refuse_other_config(path, state, settings, identity)
+    else:
+        foreign = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
+        if foreign:
+            raise RunFolderError(
+                f"{path} is not empty and is not a run folder (it holds '{sorted(foreign)[0]}').", "Give another --out."
+            )
+        state = {"format": FORMAT, "stages": {}}
+    state.update(iekd_version=__version__, config=settings, identity=identity)
+    write_text(path / _CONFIG, to_yaml(config))
+    write_json(file, state)
+    return state
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = int(state["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunFolderError(f"{file} is damaged ({error}).", "Give another --out.") from error
+    if version > FORMAT:
+        raise RunFolderError(
+            f"{file.parent} was written by a newer iekd-compress ({state.get('iekd_version', '?')}).",
+            "Update with pip install -U iekd-compress, or give another --out.",
+        )
+    return state
+
+
+def _refuse_other_config(path: Path, state: dict[str, Any], settings: dict[str, Any], identity: dict[str, Any]) -> None:
+    before, now = state["config"], settings
+    keys = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
+    if keys:
+        changes = ", ".join(f"{flag(key)} was {before.get(key)} and is {now[key]}" for key in keys[:3])
+        raise RunFolderError(
+            f"{path} holds a run of another configuration: {changes}.",
+            "Give another --out, or the settings of that run.",
+        )
+    for key, value in identity.items():
+        if state["identity"].get(key) != value:
+            raise RunFolderError(
+                f"{path} holds a run of other {key}: what it was made from has changed since.", "Give another --out."
+            )

@@ -1,0 +1,134 @@
+"""The teacher stage: a network from what the user named, fine-tuned to the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iekd.compress.job import Job
+from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
+from iekd.errors import EnvironmentMissingError, InputError
+from iekd.models.checkpoint import Artefact, load_artefact, load_state, read_description, read_weights, save_artefact
+from iekd.models.hub import load_pretrained
+from iekd.models.registry import Architecture, build, check_classes, is_artefact, resolve
+
+SCRATCH_LR = 2e-3
+PRETRAINED_LR = 3e-4
+
+
+class Supervised(nn.Module):
+    """Cross-entropy on the labels."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The one term ``task``."""
+        return {"task": F.cross_entropy(self.network(images).float(), targets)}
+
+
+def decide_weights(given: str | nn.Module, weights: str, classes: int, image_size: int) -> tuple[str, str]:
+    """Where a network's first weights come from, decided once a run: (origin, note for the user).
+
+    The origin is ``artefact``, ``object``, ``file``, ``hub`` or ``scratch``.
+
+    Raises:
+        InputError: unknown model, or the origin asked for does not exist.
+        EnvironmentMissingError: ``hub`` was asked for and is out of reach.
+    """
+    if isinstance(given, nn.Module):
+        return "object", ""
+    if is_artefact(given):
+        return "artefact", ""
+    architecture = resolve(given)
+    if weights == "scratch":
+        return "scratch", ""
+    if weights not in ("auto", "hub"):
+        if not Path(weights).is_file():
+            raise InputError(f"no weights at '{weights}'.", "Give auto, hub, scratch, or the path of a file.")
+        return "file", ""
+    try:
+        load_pretrained(architecture, classes, image_size)
+    except (InputError, EnvironmentMissingError) as error:
+        if weights == "hub":
+            raise
+        return "scratch", f"{architecture.name} trains from scratch: {error.message}"
+    return "hub", ""
+
+
+def first_network(
+    given: str | nn.Module, origin: str, weights: str, job: Job, name: str
+) -> tuple[nn.Module, Architecture]:
+    """The network to start from, by the origin decided before; fresh weights follow from the seed.
+
+    Raises:
+        InputError: weights of another architecture or class count, or a model that does not fit the data.
+    """
+    size, classes = job.preprocessing.size, job.classes
+    seed_everything(job.config.seed, f"{name}-init", 0)
+    if isinstance(given, nn.Module):
+        check_classes(given, type(given).__name__, classes, size)
+        return given, Architecture("object", f"{type(given).__module__}.{type(given).__qualname__}")
+    if origin == "artefact":
+        return _from_artefact(Path(given), job)
+    architecture = resolve(given)
+    if origin == "hub":
+        return load_pretrained(architecture, classes, size), architecture
+    network = build(architecture, classes, size)
+    if origin == "file":
+        load_state(network, read_weights(Path(weights)), weights, adapt_head=job.config.adapt_head)
+    return network, architecture
+
+
+def _from_artefact(folder: Path, job: Job) -> tuple[nn.Module, Architecture]:
+    description = read_description(folder)
+    theirs = tuple(description["classes"])
+    if theirs != job.data.classes:
+        raise InputError(
+            f"{folder} was trained for {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
+            f"the data has {job.classes} ({', '.join(job.data.classes[:3])}, ...).",
+            "Use data of the same classes, or train the teacher on these.",
+        )
+    artefact = load_artefact(folder)
+    return artefact.network, artefact.architecture
+
+
+def train_network(network: nn.Module, *, name: str, epochs: int, lr: float, job: Job, batches: Any = None) -> History:
+    """Train ``network`` in place on the labels alone; checkpoints under ``checkpoints/NAME``."""
+    settings = FitSettings(epochs=epochs, lr=lr, weight_decay=job.config.weight_decay, seed=job.config.seed)
+    checkpoints = job.folder / "checkpoints" / name
+    task = Supervised(network)
+    history = fit(
+        task,
+        batches or job.train_batches(),
+        settings,
+        name=name,
+        folder=checkpoints,
+        accelerator=job.accelerator,
+        observer=job.observer,
+        inputs=lambda batch: (batch.image, batch.target),
+        evaluate=lambda: {"accuracy": job.accuracy(network)},
+        events=job.folder / "events" / name,
+    )
+    if job.config.keep == "best":
+        load_best(task, checkpoints)
+    return history
+
+
+def make_teacher(given: str | nn.Module, origin: str, epochs: int, lr: float, job: Job) -> dict[str, Any]:
+    """Stage ``teacher``: write the artefact ``teacher/`` and say what it reached."""
+    network, architecture = first_network(given, origin, job.config.teacher_weights, job, "teacher")
+    network.to(job.device)
+    history = train_network(network, name="teacher", epochs=epochs, lr=lr, job=job) if epochs else History()
+    accuracy = job.accuracy(network)
+    artefact = Artefact(
+        network, architecture, job.data.classes, job.preprocessing, {"accuracy": accuracy, "origin": origin}
+    )
+    if job.accelerator.is_main_process:
+        save_artefact(job.folder / "teacher", artefact)
+    note = f"accuracy {accuracy:.1%}, " + (f"{epochs} epochs from {origin}" if epochs else f"as given ({origin})")
+    return {"accuracy": accuracy, "curves": history.figures, "epochs": epochs, "note": note}

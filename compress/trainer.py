@@ -1,0 +1,265 @@
+"""The one training loop: whatever a module's named loss terms are, it minimises their sum.
+
+A task is a module that holds everything trainable and whose forward returns named scalar terms.  Each epoch is a pure
+function of the previous epoch's checkpoint: random streams start anew from (seed, name, epoch), so a run that was
+killed ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import zlib
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import timm.optim
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from iekd.compress.observer import Observer
+from iekd.errors import DivergenceError, RunFolderError
+from iekd.files import atomic_file
+
+Figures = dict[str, float]
+
+
+class Batches(Protocol):
+    """Gives the batches of an epoch, a pure function of its number."""
+
+    def __call__(self, epoch: int) -> DataLoader[Any]:
+        """The loader of epoch ``epoch``, counted from 0."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """How long and how fast to train."""
+
+    epochs: int
+    lr: float
+    """At its peak; warmed up linearly over the first tenth of the steps (at most 5 epochs), then a half cosine to 0."""
+    weight_decay: float = 0.02
+    optimizer: str = "adamw"
+    clip_norm: float | None = 5.0
+    seed: int = 0
+
+
+@dataclass
+class History:
+    """What was logged, one value an epoch and quantity; also the record of how far training has come."""
+
+    figures: dict[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def epochs(self) -> int:
+        """Finished epochs."""
+        return len(next(iter(self.figures.values()), []))
+
+    def append(self, figures: Figures) -> None:
+        """Add one epoch."""
+        for name, value in figures.items():
+            self.figures.setdefault(name, []).append(value)
+
+
+def fit(
+    task: nn.Module,
+    batches: Batches,
+    settings: FitSettings,
+    *,
+    name: str,
+    folder: Path,
+    accelerator: Accelerator,
+    observer: Observer,
+    inputs: Callable[[Any], tuple[Any, ...]] = lambda batch: tuple(batch),
+    evaluate: Callable[[], Figures] | None = None,
+    events: Path | None = None,
+) -> History:
+    """Train ``task`` in place, going on from ``folder``'s checkpoint where there is one.
+
+    Args:
+        task: forward(*inputs(batch)) returns named scalar loss terms.
+        batches: the loader of each epoch.
+        settings: epochs, learning rate and so on.
+        name: of the stage, for logs and messages.
+        folder: for ``last.pt`` and ``best.pt`` (highest ``accuracy`` that ``evaluate`` reported).
+        accelerator: device, precision, processes.
+        observer: told of steps and epochs.
+        inputs: turns a batch (already on the device) into the task's arguments, outside of autograd's view of the task.
+        evaluate: called after each epoch, in eval mode; its figures are logged.
+        events: folder for TensorBoard.
+
+    Raises:
+        DivergenceError: a term stopped being finite; names it, and the last good checkpoint.
+    """
+    task.to(accelerator.device)
+    if not any(parameter.requires_grad for parameter in task.parameters()):
+        raise ValueError(f"{name}: nothing to train")
+    optimizer = timm.optim.create_optimizer_v2(
+        task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
+    )
+    history = _resume(folder / "last.pt", task, optimizer, accelerator.device)
+    wrapped, optimizer = accelerator.prepare(task, optimizer)
+    with _Events(events if accelerator.is_main_process else None, history.epochs) as writer:
+        for epoch in range(history.epochs, settings.epochs):
+            seed_everything(settings.seed, name, epoch)
+            loader = accelerator.prepare(batches(epoch))
+            task.train()
+            figures = _epoch(wrapped, loader, optimizer, settings, epoch, name, accelerator, observer, inputs, folder)
+            if evaluate is not None:
+                task.eval()
+                figures |= evaluate()
+            history.append(figures)
+            if accelerator.is_main_process:
+                _save(folder, task, optimizer, history)
+                writer.add(epoch, figures)
+            accelerator.wait_for_everyone()
+            observer.epoch_finished(name, epoch, figures)
+    accelerator.free_memory()
+    task.eval()
+    return history
+
+
+def _epoch(
+    task: nn.Module,
+    loader: Iterable[Any],
+    optimizer: Any,
+    settings: FitSettings,
+    epoch: int,
+    name: str,
+    accelerator: Accelerator,
+    observer: Observer,
+    inputs: Callable[[Any], tuple[Any, ...]],
+    folder: Path,
+) -> Figures:
+    """One pass over ``loader``; returns the mean of each term and of their sum."""
+    steps = len(loader) if isinstance(loader, Sized) else 0
+    totals: dict[str, Tensor] = {}
+    for step, batch in enumerate(loader):
+        _set_lr(optimizer, learning_rate(settings, epoch * steps + step, steps))
+        terms: dict[str, Tensor] = task(*inputs(batch))
+        _refuse_non_finite(terms, name, epoch, step, folder)
+        loss = torch.stack(list(terms.values())).sum()
+        accelerator.backward(loss)
+        if settings.clip_norm is not None:
+            accelerator.clip_grad_norm_(task.parameters(), settings.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for key, term in {**terms, "loss": loss}.items():
+            totals[key] = totals.get(key, torch.zeros_like(loss, dtype=torch.float64)) + term.detach().double()
+        done = epoch * steps + step + 1
+        observer.stage_advanced(name, done, f"epoch {epoch + 1}/{settings.epochs}  loss {loss.item():.3f}")
+    means = {key: accelerator.reduce(total / max(1, steps), "mean").item() for key, total in totals.items()}
+    return {**means, "lr": learning_rate(settings, epoch * steps, steps)}
+
+
+def learning_rate(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    total = settings.epochs * steps_per_epoch
+    warmup = min(max(1, total // 10), 5 * steps_per_epoch)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def seed_everything(seed: int, name: str, epoch: int) -> None:
+    """Start every random stream anew from what identifies this epoch."""
+    mixed = zlib.crc32(f"{seed}/{name}/{epoch}".encode())
+    torch.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
+
+
+def load_best(task: nn.Module, folder: Path) -> None:
+    """Put the weights of the best epoch into ``task``."""
+    task.load_state_dict(_read(folder / "best.pt", torch.device("cpu"))["task"])
+
+
+def _set_lr(optimizer: Any, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def _refuse_non_finite(terms: dict[str, Tensor], name: str, epoch: int, step: int, folder: Path) -> None:
+    values = torch.stack([term.detach().float() for term in terms.values()])
+    if bool(torch.isfinite(values).all()):
+        return
+    bad = next(key for key, term in terms.items() if not bool(torch.isfinite(term)))
+    kept = f"The last good checkpoint is {folder / 'last.pt'}." if (folder / "last.pt").exists() else ""
+    raise DivergenceError(
+        f"loss term '{bad}' of stage '{name}' became {terms[bad].item()} in epoch {epoch + 1}, step {step + 1}.",
+        f"{kept}  Try a smaller learning rate or weight for it, in another --out.".strip(),
+    )
+
+
+def _save(folder: Path, task: nn.Module, optimizer: Any, history: History) -> None:
+    accuracies = history.figures.get("accuracy", [])
+    state = {
+        "task": task.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": json.dumps(history.figures),
+    }
+    if accuracies and accuracies[-1] >= max(accuracies):
+        _write(folder / "best.pt", {"task": state["task"], "history": state["history"]})
+    _write(folder / "last.pt", state)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with atomic_file(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk as a RuntimeError
+            if "write" not in str(error) and "enforce fail" not in str(error):
+                raise
+            raise OSError(28, str(error)) from error
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:
+        raise RunFolderError(
+            f"checkpoint {path} is damaged ({type(error).__name__}).", "Delete it and start again."
+        ) from error
+    return state
+
+
+def _resume(path: Path, task: nn.Module, optimizer: Any, device: torch.device) -> History:
+    if not path.exists():
+        return History()
+    state = _read(path, device)
+    task.load_state_dict(state["task"])
+    optimizer.load_state_dict(state["optimizer"])
+    return History(json.loads(state["history"]))
+
+
+class _Events:
+    """TensorBoard events, or nothing where no folder is given; steps already written by a killed run are dropped."""
+
+    def __init__(self, folder: Path | None, first_epoch: int) -> None:
+        self._writer: Any = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=first_epoch)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> _Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def add(self, epoch: int, figures: Figures) -> None:
+        """Write one epoch."""
+        if self._writer is not None:
+            for key, value in figures.items():
+                self._writer.add_scalar(key, value, epoch)
+            self._writer.flush()

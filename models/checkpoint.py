@@ -1,0 +1,179 @@
+"""Artefacts: a trained network as a folder that needs nothing else to come back.
+
+``model.json`` holds the architecture, classes and preprocessing, ``model.safetensors`` the weights; no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from iekd.errors import InputError
+from iekd.files import atomic_folder, disk_errors, sha256_of
+from iekd.models.preprocessing import Preprocessing
+from iekd.models.registry import Architecture, build
+
+FORMAT = 1
+_WEIGHTS = "model.safetensors"
+_DESCRIPTION = "model.json"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A network with what is needed to use it."""
+
+    network: nn.Module
+    architecture: Architecture
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+    facts: dict[str, Any]
+    """What is known of it, such as its accuracy; free-form, JSON types."""
+
+
+def save_artefact(folder: Path, artefact: Artefact) -> None:
+    """Write an artefact, atomically: ``folder`` afterwards holds the whole of it, or what it held before."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in artefact.network.state_dict().items()}
+    with atomic_folder(folder) as temporary:
+        with disk_errors(folder):
+            try:
+                save_file(_without_aliases(state), temporary / _WEIGHTS)
+            except SafetensorError as error:  # safetensors reports a full disk as an error of its own
+                raise OSError(28, str(error)) from error
+        description = {
+            "format": FORMAT,
+            "architecture": asdict(artefact.architecture),
+            "classes": list(artefact.classes),
+            "preprocessing": json.loads(artefact.preprocessing.to_json()),
+            "weights_sha256": sha256_of(temporary / _WEIGHTS),
+            "facts": artefact.facts,
+        }
+        (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of an artefact's ``model.json``.
+
+    Raises:
+        InputError: not an artefact, damaged, or written by a newer version.
+    """
+    file = folder / _DESCRIPTION
+    try:
+        description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{folder} is not a readable artefact ({error}).", "Give a folder that a run wrote."
+        ) from error
+    if description.get("format", 0) > FORMAT:
+        raise InputError(f"{folder} was written by a newer version of iekd-compress.", "Update with pip install -U.")
+    return description
+
+
+def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
+    """Read an artefact back, exactly.
+
+    Args:
+        folder: where :func:`save_artefact` wrote it.
+        network: the network to load into, for those that no file can rebuild.
+
+    Raises:
+        InputError: not an artefact, damaged, of a newer version, or not of this network.
+    """
+    description = read_description(folder)
+    architecture = Architecture(**description["architecture"])
+    preprocessing = Preprocessing.from_json(json.dumps(description["preprocessing"]))
+    classes = tuple(description["classes"])
+    weights = folder / _WEIGHTS
+    if not weights.is_file() or sha256_of(weights) != description["weights_sha256"]:
+        raise InputError(f"{weights} is missing or damaged: its SHA-256 does not fit model.json.", "Make it again.")
+    if network is None:
+        network = build(architecture, len(classes), preprocessing.size)
+    load_state(network, load_file(weights), str(folder))
+    return Artefact(network, architecture, classes, preprocessing, description["facts"])
+
+
+def read_weights(file: Path) -> dict[str, Tensor]:
+    """The state dict in a ``.safetensors``, ``.pt`` or ``.pth`` file; wrappers of training scripts are opened.
+
+    Raises:
+        InputError: missing, unreadable, or without weights.
+    """
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise InputError(f"no weights at {file}.", "Check the path.") from error
+    except Exception as error:
+        raise InputError(
+            f"cannot read weights from {file}: {str(error).splitlines()[0]}",
+            "Give a .safetensors file, or a .pth with a plain state dict.",
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{file} holds no weights.", "Give a state dict.")
+    return tensors
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], source: str, *, adapt_head: bool = False) -> None:
+    """Load ``state`` whole.
+
+    Args:
+        network: where to load.
+        state: names and tensors.
+        source: where they came from, for messages.
+        adapt_head: leave the classifier's fresh weights where only its class count differs.
+
+    Raises:
+        InputError: names or shapes differ, saying which.
+    """
+    own = network.state_dict()
+    missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or foreign:
+        example = f"lacks {missing[0]}" if missing else f"has {foreign[0]}"
+        raise InputError(
+            f"{source} holds weights of another architecture: it {example} "
+            f"({len(missing)} names missing, {len(foreign)} foreign).",
+            "Name the model that these weights were trained with.",
+        )
+    differing = [name for name in own if own[name].shape != state[name].shape]
+    if differing and all(_is_head(own, state, name) for name in differing):
+        if not adapt_head:
+            name = differing[-1]
+            raise InputError(
+                f"{source} was trained for {state[name].shape[0]} classes, the data has {own[name].shape[0]}.",
+                "Add --adapt-head to keep the body and train a new classifier.",
+            )
+        state = {**state, **{name: own[name] for name in differing}}
+    elif differing:
+        name = differing[0]
+        raise InputError(
+            f"{source} holds weights of another architecture: {name} is {tuple(state[name].shape)}, "
+            f"the model needs {tuple(own[name].shape)}.",
+            "Name the model, and the image size, that these weights were trained with.",
+        )
+    network.load_state_dict(state)
+
+
+def _is_head(own: dict[str, Tensor], state: dict[str, Tensor], name: str) -> bool:
+    """Does this entry differ in nothing but the class count, its first dimension?"""
+    last = list(own)[-1].rpartition(".")[0]
+    return name.rpartition(".")[0] == last and own[name].shape[1:] == state[name].shape[1:]
+
+
+def _without_aliases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory, as tied weights do, written once each: safetensors refuses shared storage."""
+    seen: set[int] = set()
+    plain = {}
+    for name, tensor in state.items():
+        pointer = tensor.data_ptr()
+        plain[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return plain
