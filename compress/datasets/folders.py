@@ -1,0 +1,133 @@
+"""Images as files, a folder per class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from iekd.compress.datasets.raw import RawData, check_same_classes
+from iekd.compress.datasets.source import Labels, Source, UnreadableImageError, check_decodes, decode
+from iekd.errors import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
+VAL_FOLDERS = ("val", "valid", "validation", "test")
+_LAYOUT = "Give each class a folder: PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, or PATH/CLASS/*.jpg."
+
+
+class ImageFile(NamedTuple):
+    """A file as the folder listing shows it."""
+
+    path: str
+    name: str
+    """Path below the data set's root."""
+    size: int
+    changed_ns: int
+
+
+class FileSource(Source):
+    """Image files.
+
+    Args:
+        files: where they are.
+        targets: class indices (N,).
+    """
+
+    def __init__(self, files: Sequence[ImageFile], targets: Sequence[int] | Labels) -> None:
+        super().__init__(targets)
+        self._files = files
+
+    def image(self, index: int) -> Image.Image:  # noqa: D102
+        path = self._files[index].path
+        return decode(_contents(path), path)
+
+    def check(self, index: int) -> None:  # noqa: D102
+        path = self._files[index].path
+        check_decodes(_contents(path), path)
+
+    def label(self, index: int) -> str:  # noqa: D102
+        return self._files[index].path
+
+    def identity(self, index: int) -> str:  # noqa: D102
+        return f"{self._files[index].name}:{self._files[index].size}"
+
+    def stamp(self, index: int) -> str:  # noqa: D102
+        file = self._files[index]
+        return f"{file.path}:{file.size}:{file.changed_ns}"
+
+
+def load_folder(path: str) -> RawData:
+    """The images under ``path``: train/ beside val/, valid/, validation/ or test/, or one tree of class folders.
+
+    The classes are the class folders in the order of ``sorted``, as torchvision's ImageFolder has them.
+
+    Raises:
+        InputError: no such folder, no images, or classes that differ between the parts.
+    """
+    root = Path(path).expanduser().absolute()
+    if not path or not root.is_dir():
+        what = "is a file" if root.is_file() else "does not exist"
+        raise InputError(f"data folder '{path}' {what}.", _LAYOUT)
+    name = f"folder:{path}"
+    if not (root / "train").is_dir():
+        classes, whole = _scan(root, root)
+        return RawData(name, classes, whole, None)
+    classes, train = _scan(root / "train", root)
+    val_root = next((root / folder for folder in VAL_FOLDERS if (root / folder).is_dir()), None)
+    if val_root is None:
+        return RawData(name, classes, train, None)
+    val_classes, val = _scan(val_root, root)
+    check_same_classes(classes, val_classes, "train/", f"{val_root.name}/")
+    return RawData(name, classes, train, val)
+
+
+def _scan(tree: Path, root: Path) -> tuple[tuple[str, ...], FileSource]:
+    classes = tuple(sorted(entry.name for entry in tree.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    found = [sorted(_images(str(tree / name), len(str(root)) + 1)) for name in classes]
+    if not any(found):
+        loose = any(entry.suffix.lower() in EXTENSIONS for entry in tree.iterdir())
+        what = "images, but none in a class folder" if loose else "no images"
+        raise InputError(f"{tree} has {what}.", f"{_LAYOUT}  Known endings: {' '.join(EXTENSIONS)}.")
+    for name, files in zip(classes, found, strict=True):
+        if not files:
+            raise InputError(f"class folder {tree / name} has no images.", "Add images to it, or remove the folder.")
+    targets = np.repeat(np.arange(len(classes)), [len(files) for files in found])
+    return classes, FileSource([file for files in found for file in files], targets)
+
+
+def _images(folder: str, strip: int) -> list[ImageFile]:
+    """All image files below ``folder``; hidden ones are not looked at."""
+    found: list[ImageFile] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _images(entry.path, strip)
+            elif entry.name.lower().endswith(EXTENSIONS):
+                found.append(image_file(entry.path, entry.path[strip:]))
+    return found
+
+
+def image_file(path: str, name: str) -> ImageFile:
+    """The file at ``path``, which the data set calls ``name``.
+
+    Raises:
+        UnreadableImageError: it is not there, or is a link to nowhere.
+    """
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        raise UnreadableImageError(path, str(error.strerror)) from error
+    return ImageFile(path, name, status.st_size, status.st_mtime_ns)
+
+
+def _contents(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(path, str(error.strerror)) from error
