@@ -46,7 +46,7 @@ class Job:
     @property
     def workers(self) -> int:
         """Processes that load images."""
-        return auto_workers(self.data.train) if self.config.workers is None else self.config.workers
+        return auto_workers(self.data) if self.config.workers is None else self.config.workers
 
     def train_batches(self, views: int | None = None) -> Any:
         """A function from epoch to loader over augmented views; ``views`` of them recur."""

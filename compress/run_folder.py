@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from iekd import __version__
-from iekd.compress.config import FREE_TO_CHANGE, RunConfig, flag, to_yaml
+from iekd.compress.config import FREE_TO_CHANGE, RunConfig, flag
 from iekd.compress.observer import Observer
 from iekd.errors import RunFolderError
 from iekd.files import disk_errors, sha256_of, write_json, write_text
@@ -26,32 +28,33 @@ _CONFIG = "config.yaml"
 class RunFolder:
     """The folder of one run, held by a lock while this object is in use.  Made by :meth:`open`."""
 
-    def __init__(self, path: Path, state: dict[str, Any], observer: Observer) -> None:
+    def __init__(self, path: Path, state: dict[str, Any], observer: Observer, accelerator: Accelerator) -> None:
         self.path = path
         self.observer = observer
+        self._accelerator = accelerator
         self._state = state
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, config: RunConfig, identity: dict[str, Any], observer: Observer) -> Iterator[RunFolder]:
+    def open(
+        cls, config: RunConfig, identity: dict[str, Any], observer: Observer, accelerator: Accelerator
+    ) -> Iterator[RunFolder]:
         """Create the folder, or go on in it.
 
         Args:
-            config: the resolved settings, written as ``config.yaml``.
+            config: the settings as given; :meth:`keep_config` later writes the resolved ones.
             identity: what beside the settings must stay the same between two starts (the data's digest).
             observer: told of each stage.
+            accelerator: of several processes only the main one locks and writes.
 
         Raises:
             RunFolderError: in use by another run, of another configuration, of a newer version, or not a run folder.
         """
         path = config.folder
-        with disk_errors(path):
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError) as error:
-                raise RunFolderError(f"{path} is a file.", "Give another --out.") from error
-            except PermissionError as error:
-                raise RunFolderError(f"cannot create {path}: permission denied.", "Give another --out.") from error
+        if not accelerator.is_main_process:
+            yield cls(path, {"stages": {}}, observer, accelerator)
+            return
+        _make_folder(path)
         lock = FileLock(path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -60,54 +63,81 @@ class RunFolder:
                 f"another run is writing to {path}.", "Wait for it, or give this one another --out."
             ) from error
         try:
-            yield cls(path, _open_state(path, config, identity), observer)
+            yield cls(path, _open_state(path, config, identity), observer, accelerator)
         finally:
             lock.release()
 
-    def stage(self, name: str, outputs: list[str], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def keep_config(self, text: str) -> None:
+        """Write the resolved settings as ``config.yaml``."""
+        if self._accelerator.is_main_process:
+            write_text(self.path / _CONFIG, text)
+
+    def stage(
+        self, name: str, outputs: list[str], work: Callable[[], dict[str, Any]], *, one_process: bool = False
+    ) -> dict[str, Any]:
         """Do ``work`` unless an earlier run finished it and its outputs are unchanged; return its JSON result.
 
         Args:
             name: of the stage.
             outputs: files or folders that the work writes, relative to the run folder.
             work: does the stage; what it returns is stored and given back to later runs.
+            one_process: of several processes only the main one works, the others wait.
         """
         entry = self._state["stages"].get(name)
-        if entry and all(self._unchanged(output, digest) for output, digest in entry["outputs"].items()):
+        if entry and not all(self._unchanged(output, digest) for output, digest in entry["outputs"].items()):
+            entry = None
+        entry = self._same_everywhere(entry)
+        if entry:
             self.observer.stage_finished(name, entry["seconds"], entry["result"].get("note", ""), True)
             return dict(entry["result"])
         started = time.monotonic()
-        spent = float(self._state.get("spent", {}).get(name, 0.0))
-        result = work()
-        seconds = time.monotonic() - started + spent
-        self._state["stages"][name] = {
+        result = work() if self._accelerator.is_main_process or not one_process else {}
+        result = self._same_everywhere(result)
+        seconds = time.monotonic() - started
+        if self._accelerator.is_main_process:
+            self._finish(name, outputs, result, seconds)
+        self.observer.stage_finished(name, seconds, result.get("note", ""), False)
+        return dict(result)
+
+    def _finish(self, name: str, outputs: list[str], result: dict[str, Any], seconds: float) -> None:
+        """Enter the stage; one that is done again makes everything that was built on the former one stale."""
+        stages = self._state["stages"]
+        if name in stages:
+            names = list(stages)
+            for later in names[names.index(name) :]:
+                del stages[later]
+        stages[name] = {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 3),
             "iekd_version": __version__,
             "outputs": {output: sha256_of(self.path / output) for output in outputs},
             "result": result,
         }
-        self._forget_after(name)
-        self._write()
-        self.observer.stage_finished(name, seconds, result.get("note", ""), False)
-        return result
+        write_json(self.path / _STATE, self._state)
+
+    def _same_everywhere(self, value: Any) -> Any:
+        """The main process's value, in every process; also the point where they wait for one another."""
+        if self._accelerator.num_processes == 1:
+            return value
+        return broadcast_object_list([value])[0]
 
     def stages(self) -> dict[str, dict[str, Any]]:
         """The finished stages, in order."""
         return dict(self._state["stages"])
 
-    def _forget_after(self, name: str) -> None:
-        """A stage done again makes everything that was built on it stale."""
-        names = list(self._state["stages"])
-        for later in names[names.index(name) + 1 :]:
-            del self._state["stages"][later]
-
     def _unchanged(self, output: str, digest: str) -> bool:
         path = self.path / output
         return path.exists() and sha256_of(path) == digest
 
-    def _write(self) -> None:
-        write_json(self.path / _STATE, self._state)
+
+def _make_folder(path: Path) -> None:
+    with disk_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise RunFolderError(f"{path} is a file.", "Give another --out.") from error
+        except PermissionError as error:
+            raise RunFolderError(f"cannot create {path}: permission denied.", "Give another --out.") from error
 
 
 def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict[str, Any]:
@@ -124,7 +154,6 @@ def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict
             )
         state = {"format": FORMAT, "stages": {}}
     state.update(iekd_version=__version__, config=settings, identity=identity)
-    write_text(path / _CONFIG, to_yaml(config))
     write_json(file, state)
     return state
 

@@ -106,10 +106,13 @@ def fit(
     )
     history = _resume(folder / "last.pt", task, optimizer, accelerator.device)
     wrapped, optimizer = accelerator.prepare(task, optimizer)
-    with _Events(events if accelerator.is_main_process else None, history.epochs) as writer:
-        for epoch in range(history.epochs, settings.epochs):
+    first = history.epochs
+    with _Events(events if accelerator.is_main_process else None, first) as writer:
+        for epoch in range(first, settings.epochs):
             seed_everything(settings.seed, name, epoch)
             loader = accelerator.prepare(batches(epoch))
+            if epoch == first:
+                observer.stage_started(name, settings.epochs * len(loader))
             task.train()
             figures = _epoch(wrapped, loader, optimizer, settings, epoch, name, accelerator, observer, inputs, folder)
             if evaluate is not None:

@@ -1,1 +1,4 @@
-"""Distillation objectives: transfers, the inherit-and-explore lift over any of them, and logit terms."""
+"""Distillation objectives: transfers, the inherit-and-explore lift over any of them, and logit terms.
+
+``catalogue`` can be imported without torch; ``build`` makes an objective.
+"""

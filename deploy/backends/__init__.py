@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from iekd.errors import unknown_name
+from iekd.errors import InputError, unknown_name
 
 Array = NDArray[np.float32]
 
 
-@runtime_checkable
 class Session(Protocol):
     """A loaded model, ready to answer.  Sessions are reusable and not thread-safe."""
 
-    input_shape: tuple[int, int, int]
-    """Channels, height, width."""
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        ...
 
     def run(self, images: Array) -> Array:
-        """Logits (N, classes) of a contiguous float32 batch (N, channels, height, width).
+        """Logits (N, classes) of a float32 batch (N, channels, height, width).
 
         Raises:
             InputError: the shape or the type of ``images`` is not what the model takes.
@@ -34,7 +35,7 @@ class Session(Protocol):
         ...
 
     def describe(self) -> dict[str, str]:
-        """What identifies this session in a report: backend, provider, version, precision, threads."""
+        """What identifies this session in a report: backend, provider, version, threads."""
         ...
 
     def close(self) -> None:
@@ -56,14 +57,26 @@ class Backend(Protocol):
 
 
 BACKENDS = {
-    "onnxruntime": "iekd.deploy.backends.onnxruntime",
-    "torch": "iekd.deploy.backends.torch",
+    "onnxruntime": "iekd.deploy.backends.onnxruntime:CPU",
+    "onnxruntime-cuda": "iekd.deploy.backends.onnxruntime:CUDA",
 }
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name; its runtime is imported only now."""
+    """The backend of that name; its runtime is imported only when a file is opened."""
     if name not in BACKENDS:
         raise unknown_name("backend", name, BACKENDS)
-    backend: Backend = importlib.import_module(BACKENDS[name]).backend
+    module, _, attribute = BACKENDS[name].partition(":")
+    backend: Backend = getattr(importlib.import_module(module), attribute)
     return backend
+
+
+def check_images(images: Array, shape: tuple[int, int, int], most: int | None = None) -> None:
+    """Raise InputError unless ``images`` is a float32 batch of ``shape`` with at least one image."""
+    if images.dtype != np.float32:
+        raise InputError(f"the model takes float32 images, not {images.dtype}.", "Convert them with the preprocessing.")
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images) or (most and len(images) > most):
+        raise InputError(
+            f"the model takes images of shape (N, {', '.join(map(str, shape))}), not {images.shape}.",
+            "Preprocess them as the file's metadata says.",
+        )

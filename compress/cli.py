@@ -1,0 +1,275 @@
+"""The command line: a thin layer over the Python functions.  Nothing heavy is imported until a job starts."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
+
+import typer
+from rich.console import Console
+
+from iekd import __version__
+from iekd.errors import EXIT_MISSED, IekdError, InputError
+
+app = typer.Typer(
+    add_completion=False,
+    invoke_without_command=True,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point of ``iekd-compress``: domain errors become one line and an exit code here and nowhere else."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except IekdError as error:
+        if debug:
+            traceback.print_exc()
+        err.print(
+            f"[bold red]error:[/] {_escaped(error.message)}  {_escaped(error.hint)}".rstrip(),
+            soft_wrap=True,
+            highlight=False,
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; the same command goes on from the last finished epoch.", highlight=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        os._exit(0)  # the reader of our output has gone; flushing to it would raise again
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _with_settings(names: tuple[str, ...] | None = None) -> Any:
+    """Give a command one option for each setting in ``RunConfig`` (or those named), all None unless given."""
+
+    def decorate(function: Any) -> Any:
+        from iekd.compress.config import RunConfig, options
+
+        hints = get_type_hints(RunConfig)
+        given = get_type_hints(function, include_extras=True)
+        signature = inspect.signature(function).parameters.values()
+        own = [p.replace(annotation=given[p.name]) for p in signature if p.kind is not p.VAR_KEYWORD]
+        parameters, annotations = [], {p.name: p.annotation for p in own}
+        for name, option in options().items():
+            if names is not None and name not in names:
+                continue
+            kind = next((item for item in get_args(hints[name]) if item is not type(None)), hints[name])
+            default = getattr(RunConfig, name, None)
+            shown = None if default is None or default is False else str(default)
+            info = typer.Option(
+                help=option.help + (f" [dim]\\[{shown}][/]" if shown else ""),
+                rich_help_panel=option.panel,
+                metavar=option.metavar or None,
+                show_default=False,
+            )
+            annotation = Annotated[kind | None, info]
+            parameters.append(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+            )
+            annotations[name] = annotation
+        function.__signature__ = inspect.Signature([*own, *parameters])
+        function.__annotations__ = annotations
+        return function
+
+    return decorate
+
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of settings; flags win.", rich_help_panel="Run")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
+Version = Annotated[bool, typer.Option("--version", help="Show the version.", rich_help_panel="Run")]
+
+
+@app.callback(invoke_without_command=True)
+@_with_settings()
+def compress(
+    context: typer.Context,
+    config_file: ConfigFile = None,
+    debug: Debug = False,
+    version: Version = False,
+    **settings: Any,
+) -> None:
+    """Distil a TEACHER into a compact STUDENT, export both, measure both, and report what was kept and gained.
+
+    A command that was stopped goes on where it was when it is given again.  Exit status: 0 limits kept, 1 missed,
+    2 bad input, 3 a part of the environment is missing.
+    """
+    if version:
+        out.print(f"iekd-compress {__version__}", highlight=False)
+        raise typer.Exit
+    if context.invoked_subcommand is not None:
+        if any(value is not None for value in settings.values()):
+            raise _misplaced(context.invoked_subcommand, settings)
+        return
+    report = _run(settings, config_file, until="report")
+    raise typer.Exit(0 if report.verdict.kept else EXIT_MISSED)
+
+
+@app.command()
+@_with_settings()
+def teacher(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
+    """Train the teacher only, into the run folder."""
+    _run(settings, config_file, until="teacher")
+
+
+@app.command()
+@_with_settings()
+def distill(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
+    """Train teacher and student, without exporting."""
+    _run(settings, config_file, until="distill")
+
+
+@app.command()
+def export(
+    artefact: Annotated[Path, typer.Argument(help="Folder that a run wrote, such as RUN/student.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The ONNX file.")] = Path("model.onnx"),
+    debug: Debug = False,
+) -> None:
+    """Export an artefact to ONNX, with class names and preprocessing inside, verified against PyTorch."""
+    from iekd.compress.tools import export_artefact
+
+    with _quiet_libraries():
+        note = export_artefact(artefact, output)
+    out.print(f"[green]✓[/] {output}  {note}", highlight=False)
+
+
+@app.command()
+def bench(
+    files: Annotated[list[Path], typer.Argument(help="One or more ONNX files, measured interleaved, or a run folder.")],
+    data: Annotated[str, typer.Option(help="Images to run on, and to judge accuracy by.")] = "digits",
+    val_fraction: Annotated[float | None, typer.Option(help="As for the main job.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Measured seconds for each file.")] = 3.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads.")] = None,
+    backend: Annotated[str, typer.Option(help="onnxruntime or onnxruntime-cuda.")] = "onnxruntime",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for traces and bench.json.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Measure accuracy and latency of ONNX files that carry their preprocessing."""
+    from iekd.compress.tools import bench_files
+
+    table = bench_files(
+        files,
+        data=data,
+        val_fraction=val_fraction,
+        batch=batch,
+        seconds=seconds,
+        threads=threads,
+        backend=backend,
+        output=output,
+    )
+    out.print(table)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="ONNX file that a run wrote.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    debug: Debug = False,
+) -> None:
+    """Classify images with an exported file and nothing else."""
+    from iekd.deploy.predict import predict as classify
+
+    for image, name, share in classify(model, images):
+        out.print(f"{image}\t{name}\t{share:.3f}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    debug: Debug = False,
+) -> None:
+    """Draw report.html again from a run's report.json."""
+    from iekd.deploy.report import read_report, write_report
+
+    found = read_report(run / "report.json" if run.is_dir() else run)
+    out.print(
+        f"[green]✓[/] {write_report(found, run if run.is_dir() else run.parent)}", highlight=False, soft_wrap=True
+    )
+
+
+@app.command()
+def models(
+    pattern: Annotated[str | None, typer.Argument(help="Search timm's names, such as 'resnet*'.")] = None,
+    debug: Debug = False,
+) -> None:
+    """List the short names, or search timm's."""
+    from iekd.compress.listings import aliases_table, timm_names
+
+    if pattern is None:
+        out.print(aliases_table())
+    else:
+        for name in timm_names(pattern):
+            out.print(name, highlight=False)
+
+
+@app.command()
+def objectives(debug: Debug = False) -> None:
+    """List what a student can be trained with."""
+    from iekd.compress.listings import objectives_table
+
+    out.print(objectives_table())
+
+
+@app.command()
+def doctor(debug: Debug = False) -> None:
+    """Say what this machine can do, and what each missing part needs."""
+    from iekd.compress.listings import doctor_table
+    from iekd.deploy.doctor import examine
+
+    out.print(doctor_table(examine()))
+
+
+def _run(settings: dict[str, Any], config_file: Path | None, *, until: str) -> Any:
+    from iekd.compress.config import make_config, read_config_file
+
+    given = read_config_file(config_file) if config_file is not None else {}
+    config = make_config({**given, **{key: value for key, value in settings.items() if value is not None}})
+    from iekd.compress.console import ConsoleObserver, print_summary
+
+    out.print(f"[bold]iekd-compress[/] {config.teacher} → {config.student} on {config.data}", highlight=False)
+    with ConsoleObserver(out) as observer, _quiet_libraries():
+        from iekd.compress.pipeline import run_stages
+
+        found = run_stages(config, config.teacher, config.student, config.data, observer, until=until)
+    if found is not None:
+        print_summary(out, found, config.folder)
+    return found
+
+
+@contextlib.contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Warnings of the libraries underneath are for us, not for the user; ``--debug`` shows them."""
+    import warnings
+
+    with warnings.catch_warnings():
+        if "--debug" not in sys.argv:
+            warnings.simplefilter("ignore")
+        yield
+
+
+def _misplaced(command: str, settings: dict[str, Any]) -> IekdError:
+    flags = ", ".join("--" + key.replace("_", "-") for key, value in settings.items() if value is not None)
+    return InputError(f"{flags} stands before '{command}'.", f"Write options after the subcommand: {command} {flags}")
+
+
+if __name__ == "__main__":
+    main()

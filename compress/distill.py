@@ -1,0 +1,189 @@
+"""The distillation stage: teacher's factors, then the student, then the student alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iekd.compress.config import RunConfig
+from iekd.compress.job import Job
+from iekd.compress.objectives.base import Objective, TeacherRecord
+from iekd.compress.objectives.build import build_objective
+from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.teacher import first_network
+from iekd.compress.teacher_cache import AnswerCache, bytes_needed
+from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
+from iekd.compress.views import Batch
+from iekd.errors import InputError
+from iekd.files import sha256_of
+from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
+from iekd.models.taps import Tapped
+
+MOST_VIEWS = 8
+"""Augmented views kept of each image when the settings leave it open; more views cost disk and first-time forwards."""
+
+FACTOR_LR = 2e-3
+
+
+class Distillation(nn.Module):
+    """Student and objective: everything that distillation trains, in one module; the teacher stays outside."""
+
+    def __init__(self, student: Tapped, objective: Objective) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+
+    def forward(self, images: Tensor, targets: Tensor, logits: Tensor, *codes: Tensor) -> dict[str, Tensor]:
+        """Named loss terms for augmented images (B, 3, H, W), labels (B,) and the teacher's record of these views."""
+        terms: dict[str, Tensor] = self.objective(self.student(images), TeacherRecord(logits, codes), targets)
+        return terms
+
+
+class FrozenTeacher:
+    """The teacher's answers to a batch, from the cache where there is one.
+
+    Args:
+        answer: asks the network: images to a tuple of tensors.
+        cache: where answers are kept, or None to ask every time.
+    """
+
+    def __init__(self, answer: Callable[[Tensor], tuple[Tensor, ...]], cache: AnswerCache | None) -> None:
+        self._answer = answer
+        self._cache = cache
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The answers for ``batch``, float32."""
+        if self._cache is None:
+            return tuple(answer.float() for answer in self._answer(batch.image))
+        return self._cache(batch.index, batch.view.clamp(min=0), lambda: self._answer(batch.image))
+
+
+def distill(
+    given: str | nn.Module, origin: str, lr: float, epochs: int, job: Job, teacher: nn.Module
+) -> dict[str, Any]:
+    """Stage ``distill``: write the artefact ``student/``, a plain network with nothing of the training in it."""
+    network, architecture = first_network(given, origin, job.config.student_weights, job, "student")
+    tapped_teacher = Tapped(teacher, job.config.taps).to(job.device).eval().requires_grad_(False)
+    student = Tapped(network, job.config.taps).to(job.device)
+    objective = _objective(tapped_teacher, student, job)
+    factor_history = _prepare_factors(objective, tapped_teacher, job)
+    history = _train(student, objective, tapped_teacher, lr, epochs, job)
+    accuracy = job.accuracy(network)
+    facts = {"accuracy": accuracy, "origin": origin, "objective": job.config.objective}
+    if job.accelerator.is_main_process:
+        save_artefact(
+            job.folder / "student", Artefact(network, architecture, job.data.classes, job.preprocessing, facts)
+        )
+    return {
+        "accuracy": accuracy,
+        "epochs": epochs,
+        "curves": history.figures,
+        "factor_curves": factor_history.figures,
+        "note": f"accuracy {accuracy:.1%}, {epochs} epochs of {job.config.objective} from {origin}",
+    }
+
+
+def load_teacher(job: Job, given: str | nn.Module) -> nn.Module:
+    """The network that stage ``teacher`` wrote."""
+    return load_artefact(job.folder / "teacher", given if isinstance(given, nn.Module) else None).network
+
+
+def objective_settings(config: RunConfig) -> ObjectiveSettings:
+    """The objective's part of the settings; what is None there keeps the objective's own default."""
+    own = {field.name for field in dataclasses.fields(ObjectiveSettings)}
+    given = {key: value for key, value in dataclasses.asdict(config).items() if key in own and value is not None}
+    return ObjectiveSettings(**given)
+
+
+def _objective(teacher: Tapped, student: Tapped, job: Job) -> Objective:
+    size = job.preprocessing.size
+    seed_everything(job.config.seed, "objective-init", 0)
+    return build_objective(
+        job.config.objective,
+        teacher=teacher.shapes(size),
+        student=student.shapes(size),
+        classes=job.classes,
+        settings=objective_settings(job.config),
+    ).to(job.device)
+
+
+def _prepare_factors(objective: Objective, teacher: Tapped, job: Job) -> History:
+    """Train what the objective learns from the teacher alone (the factors' auto-encoder), then freeze it."""
+    pretraining = objective.pretraining()
+    if pretraining is None:
+        return History()
+    shapes = tuple(tuple(shape) for shape in teacher.shapes(job.preprocessing.size))
+    frozen = FrozenTeacher(lambda images: teacher(images).taps, _cache("taps", shapes, 1, job))
+    settings = FitSettings(epochs=job.config.factor_epochs, lr=FACTOR_LR, weight_decay=0.0, seed=job.config.seed)
+    history = fit(
+        pretraining,
+        job.train_batches(views=1),
+        settings,
+        name="factors",
+        folder=job.folder / "checkpoints" / "factors",
+        accelerator=job.accelerator,
+        observer=job.observer,
+        inputs=lambda batch: (frozen(batch),),
+        events=job.folder / "events" / "factors",
+    )
+    pretraining.requires_grad_(False)
+    return history
+
+
+def _train(student: Tapped, objective: Objective, teacher: Tapped, lr: float, epochs: int, job: Job) -> History:
+    def answer(images: Tensor) -> tuple[Tensor, ...]:
+        record = objective.record(teacher(images))
+        return (record.logits, *record.codes)
+
+    views = min(epochs, MOST_VIEWS) if job.config.views is None else job.config.views
+    size = job.preprocessing.size
+    with torch.no_grad():
+        objective.eval()
+        shapes = tuple(tuple(part.shape[1:]) for part in answer(torch.zeros(1, 3, size, size, device=job.device)))
+        cache = _cache("records", shapes, views, job)
+        frozen = FrozenTeacher(answer, cache)
+    task = Distillation(student, objective)
+    checkpoints = job.folder / "checkpoints" / "student"
+    history = fit(
+        task,
+        job.train_batches(views=views if cache else None),
+        FitSettings(epochs=epochs, lr=lr, weight_decay=job.config.weight_decay, seed=job.config.seed),
+        name="student",
+        folder=checkpoints,
+        accelerator=job.accelerator,
+        observer=job.observer,
+        inputs=lambda batch: (batch.image, batch.target, *frozen(batch)),
+        evaluate=lambda: {"accuracy": job.accuracy(student.network)},
+        events=job.folder / "events" / "student",
+    )
+    if job.config.keep == "best":
+        load_best(task, checkpoints)
+    return history
+
+
+def _cache(name: str, shapes: tuple[tuple[int, ...], ...], views: int, job: Job) -> AnswerCache | None:
+    """A cache for ``views`` views of the training images, or None where the settings or their size forbid it."""
+    images = len(job.data.train)
+    needed = bytes_needed(shapes, images, views)
+    if views == 0 or job.config.views == 0:
+        return None
+    if needed > job.config.cache_gib * 2**30:
+        job.observer.note(
+            f"The teacher's {name} would take {needed / 2**30:.1f} GiB for {views} views, more than --cache-gib "
+            f"{job.config.cache_gib:g}: the teacher runs in every step instead."
+        )
+        return None
+    key = sha256_of(job.folder / "teacher" / "model.safetensors")[:16]
+    return AnswerCache(_own_folder(job.folder / "cache" / f"{name}-{key}"), shapes, images, views)
+
+
+def _own_folder(path: Path) -> Path:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is not a folder.", "Delete it.")
+    return path

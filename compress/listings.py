@@ -1,0 +1,62 @@
+"""Tables that the command line shows without starting a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+from iekd.compress.objectives.catalogue import ENTRIES
+from iekd.errors import InputError
+from iekd.models.aliases import STUDENTS, TEACHERS
+
+
+def aliases_table() -> Table:
+    """Short names of teachers and students."""
+    table = _table("short name", "timm model", "")
+    for title, families in (("students", STUDENTS), ("teachers", TEACHERS)):
+        table.add_row(f"[dim]{title}[/]", "", "")
+        for family in families:
+            table.add_row(f"  {family.alias}", family.timm_name, f"[dim]{family.note}[/]")
+    table.caption = "Every timm name works as teacher and as student: iekd-compress models 'resnet*' searches them."
+    return table
+
+
+def timm_names(pattern: str) -> list[str]:
+    """timm's model names that match a shell pattern; a plain word matches anywhere.
+
+    Raises:
+        InputError: none does.
+    """
+    import timm
+
+    names: list[str] = timm.list_models(pattern if "*" in pattern else f"*{pattern}*")
+    if not names:
+        raise InputError(f"no timm model matches '{pattern}'.", "Try a shorter word, such as mobilenet.")
+    return names
+
+
+def objectives_table() -> Table:
+    """The terms that an objective may be composed of."""
+    table = _table("term", "", "source")
+    for entry in ENTRIES:
+        table.add_row(entry.name, entry.summary, f"[dim]{entry.paper}[/]")
+    table.caption = "Terms are joined by +, such as ie-ft+kd."
+    return table
+
+
+def doctor_table(findings: Iterable[Any]) -> Table:
+    """What this machine has and lacks."""
+    marks = {"ok": "[green]✓[/]", "missing": "[yellow]✗[/]", "info": "[dim]·[/]"}
+    table = _table("", "part", "found", "to get it")
+    for finding in findings:
+        table.add_row(marks[finding.status], finding.name, finding.detail, finding.fix)
+    return table
+
+
+def _table(*titles: str) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), caption_justify="left")
+    for title in titles:
+        table.add_column(title)
+    return table

@@ -1,0 +1,145 @@
+"""The story of a run: two model names go in, a measured file comes out.
+
+Each stage reads artefacts and writes artefacts, and is done once: a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from iekd.compress.config import RunConfig, make_config, to_yaml
+from iekd.compress.data import ImageData, load_data
+from iekd.compress.distill import distill, load_teacher
+from iekd.compress.job import Job, make_accelerator
+from iekd.compress.measure import benchmark, export_models, make_report
+from iekd.compress.observer import Observer
+from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
+from iekd.compress.run_folder import RunFolder
+from iekd.compress.teacher import make_teacher
+from iekd.deploy.results import Report
+
+STAGES = ("plan", "teacher", "distill", "export", "benchmark", "report")
+
+
+def run(
+    teacher: str | nn.Module,
+    student: str | nn.Module,
+    data: str | ImageData = "digits",
+    *,
+    observer: Observer | None = None,
+    **settings: Any,
+) -> Report:
+    """Distil ``teacher`` into ``student`` on ``data``, export both, measure both, and report.
+
+    Args:
+        teacher: timm name, alias, artefact folder, ``package.module:function``, or a network.
+        student: the same, for the network that ships.
+        data: ``digits``, ``folder:PATH``, a name of timm's ``create_dataset``, or data sets of your own made by
+            :func:`iekd.compress.data.wrap_datasets`.
+        observer: is told how the run goes on.
+        settings: the fields of :class:`iekd.compress.config.RunConfig`.
+
+    Returns:
+        What is also written to ``report.json`` in the run folder.
+
+    Raises:
+        IekdError: what the user gave cannot be used, or a part of the environment is missing.
+    """
+    config = make_config(
+        {
+            "teacher": teacher if isinstance(teacher, str) else _name(teacher),
+            "student": student if isinstance(student, str) else _name(student),
+            "data": data if isinstance(data, str) else data.name,
+            **settings,
+        }
+    )
+    report = run_stages(config, teacher, student, data, observer or Observer(), until="report")
+    assert report is not None
+    return report
+
+
+def run_stages(
+    config: RunConfig,
+    teacher: str | nn.Module,
+    student: str | nn.Module,
+    data: str | ImageData,
+    observer: Observer,
+    *,
+    until: str,
+) -> Report | None:
+    """Do the stages up to ``until`` (one of ``STAGES``) that the run folder does not hold yet."""
+    accelerator = make_accelerator(config)
+    images = open_data(config) if isinstance(data, str) else data
+    with RunFolder.open(config, {"data": images.digest}, observer, accelerator) as folder:
+        plan = _plan(folder, config, images, teacher, student, observer)
+        config = plan.settle(config)
+        folder.keep_config(to_yaml(config))
+        job = Job(config, images, plan.preprocessing, plan.augmentation, accelerator, observer, folder.path)
+        stages: dict[str, Callable[[], Any]] = {
+            "teacher": lambda: folder.stage(
+                "teacher",
+                ["teacher"],
+                lambda: make_teacher(teacher, plan.teacher_origin, plan.teacher_epochs, plan.teacher_lr, job),
+            ),
+            "distill": lambda: folder.stage(
+                "distill",
+                ["student"],
+                lambda: distill(student, plan.student_origin, plan.lr, plan.epochs, job, load_teacher(job, teacher)),
+            ),
+            "export": lambda: folder.stage(
+                "export",
+                ["teacher.onnx", "student.onnx"],
+                lambda: export_models(job, {"teacher": teacher, "student": student}),
+                one_process=True,
+            ),
+            "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
+            "report": lambda: make_report(job, folder.stages(), plan.notes, command_line()),
+        }
+        result = None
+        for name, do in stages.items():
+            result = do()
+            if name == until:
+                break
+    return result if isinstance(result, Report) else None
+
+
+def open_data(config: RunConfig) -> ImageData:
+    """The data set that the settings name."""
+    return load_data(
+        config.data,
+        val_fraction=config.val_fraction,
+        seed=0,
+        skip_bad_images=config.skip_bad_images,
+        limit=config.train_limit,
+        val_limit=config.val_limit,
+        cache_dir=config.folder / "cache" / "data",
+    )
+
+
+def command_line() -> str:
+    """How this process was started, for the report."""
+    import shlex
+    from pathlib import Path
+
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def _plan(
+    folder: RunFolder,
+    config: RunConfig,
+    data: ImageData,
+    teacher: str | nn.Module,
+    student: str | nn.Module,
+    observer: Observer,
+) -> Plan:
+    return plan_from_json(
+        folder.stage("plan", [], lambda: plan_to_json(make_plan(config, data, teacher, student, observer)))
+    )
+
+
+def _name(network: nn.Module) -> str:
+    return type(network).__qualname__

@@ -1,0 +1,134 @@
+"""What the settings leave open, decided once from the data and the models and then kept with the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import timm
+from torch import nn
+
+from iekd.compress.config import RunConfig
+from iekd.compress.data import ImageData
+from iekd.compress.observer import Observer
+from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
+from iekd.models.checkpoint import read_description
+from iekd.models.preprocessing import Preprocessing
+from iekd.models.registry import is_artefact, resolve
+
+TEACHER_EPOCHS = {"scratch": 10, "hub": 5, "file": 0, "artefact": 0, "object": 0}
+"""Epochs of teacher training where ``--teacher-epochs`` is not given, by where its weights come from."""
+
+STUDENT_EPOCHS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Every decision that the settings leave open; JSON types only, so that a resumed run reads it back."""
+
+    image_size: int
+    crop_fraction: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augmentation: str
+    teacher_origin: str
+    student_origin: str
+    teacher_epochs: int
+    epochs: int
+    teacher_lr: float
+    lr: float
+    notes: tuple[str, ...]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the models' input."""
+        return Preprocessing(
+            size=self.image_size, crop_fraction=self.crop_fraction, mean=tuple(self.mean), std=tuple(self.std)
+        )
+
+    def settle(self, config: RunConfig) -> RunConfig:
+        """``config`` with what was open filled in."""
+        return dataclasses.replace(
+            config,
+            image_size=self.image_size,
+            augment=self.augmentation,
+            teacher_epochs=self.teacher_epochs,
+            epochs=self.epochs,
+            teacher_lr=self.teacher_lr,
+            lr=self.lr,
+        )
+
+
+def make_plan(
+    config: RunConfig, data: ImageData, teacher: str | nn.Module, student: str | nn.Module, observer: Observer
+) -> Plan:
+    """Decide what is open.  Asks the model hub, at most once a model, where ``auto`` or ``hub`` weights need it."""
+    base = _base_preprocessing(teacher)
+    size = config.image_size or (base.size if is_given_artefact(teacher) else data.default_size)
+    augmentation = config.augment or data.augmentation
+    classes = len(data.classes)
+    teacher_origin, teacher_note = decide_weights(teacher, config.teacher_weights, classes, size)
+    student_origin, student_note = decide_weights(student, config.student_weights, classes, size)
+    notes = tuple(note for note in (teacher_note, student_note) if note)
+    for note in notes:
+        observer.note(note)
+    return Plan(
+        image_size=size,
+        crop_fraction=base.crop_fraction if is_given_artefact(teacher) else _crop_fraction(augmentation),
+        mean=base.mean,
+        std=base.std,
+        augmentation=augmentation,
+        teacher_origin=teacher_origin,
+        student_origin=student_origin,
+        teacher_epochs=_teacher_epochs(config, teacher_origin),
+        epochs=config.epochs or STUDENT_EPOCHS,
+        teacher_lr=config.teacher_lr or (SCRATCH_LR if teacher_origin == "scratch" else PRETRAINED_LR),
+        lr=config.lr or (SCRATCH_LR if student_origin == "scratch" else PRETRAINED_LR),
+        notes=notes,
+    )
+
+
+def _teacher_epochs(config: RunConfig, origin: str) -> int:
+    if config.teacher_epochs is not None:
+        return config.teacher_epochs
+    if origin == "file" and config.adapt_head:
+        return TEACHER_EPOCHS["hub"]
+    return TEACHER_EPOCHS[origin]
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """The plan as plain JSON types."""
+    value: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan)))
+    return value
+
+
+def plan_from_json(value: dict[str, Any]) -> Plan:
+    """The inverse of :func:`plan_to_json`; keys of a stage's bookkeeping are passed over."""
+    names = {field.name for field in dataclasses.fields(Plan)}
+    given = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items() if key in names}
+    return Plan(**given)
+
+
+def is_given_artefact(given: str | nn.Module) -> bool:
+    """Did the user name an earlier artefact?"""
+    return isinstance(given, str) and is_artefact(given)
+
+
+def _base_preprocessing(given: str | nn.Module) -> Preprocessing:
+    """Normalisation that the teacher was made for; ImageNet's where it is not known."""
+    if isinstance(given, str):
+        if is_artefact(given):
+            from pathlib import Path
+
+            return Preprocessing.from_json(json.dumps(read_description(Path(given))["preprocessing"]))
+        architecture = resolve(given)
+        config = timm.get_pretrained_cfg(architecture.name, allow_unregistered=True)
+        if architecture.kind == "timm" and config is not None:
+            return Preprocessing(size=config.input_size[-1], mean=tuple(config.mean), std=tuple(config.std))
+    return Preprocessing(size=224)
+
+
+def _crop_fraction(augmentation: str) -> float:
+    """Random resized crops show objects larger than whole images do; a central crop in validation makes up for it."""
+    return 0.875 if augmentation in ("standard", "strong") else 1.0

@@ -1,0 +1,150 @@
+"""From a network to one ONNX file that is enough to run it: weights, class names and preprocessing inside."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from iekd import __version__
+from iekd.errors import InputError, VerificationError
+from iekd.files import atomic_file
+from iekd.models.preprocessing import Preprocessing
+
+OPSET = 20
+"""The newest that TensorRT 10.3 reads."""
+
+INPUT, OUTPUT = "images", "logits"
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What travels in the file beside the network."""
+
+    name: str
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+def export_onnx(
+    network: nn.Module, path: Path, *, preprocessing: Preprocessing, classes: Sequence[str], name: str
+) -> Path:
+    """Write ``network`` as ONNX with a dynamic batch, checked and simplified; the caller's network is left as it is.
+
+    Args:
+        network: an image classifier.
+        path: of the file; appears only when it is whole.
+        preprocessing: how images become the input; recorded in the file.
+        classes: names, in the order of the logits; recorded in the file.
+        name: of the architecture; recorded in the file.
+
+    Raises:
+        VerificationError: the exporter cannot express the network.
+    """
+    twin = copy.deepcopy(network).cpu().float().eval()
+    images = torch.zeros(2, 3, preprocessing.size, preprocessing.size)
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                twin,
+                (images,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except Exception as error:
+        raise VerificationError(
+            f"{name} cannot be exported to ONNX: {' '.join(str(error).split())[:300]}",
+            "Add --debug for the whole story, or choose another model.",
+        ) from error
+    assert program is not None
+    model = _simplified(program.model_proto, name)
+    entries = {
+        "name": name,
+        "classes": json.dumps(list(classes)),
+        "preprocessing": preprocessing.to_json(),
+        "producer": f"iekd-compress {__version__}",
+    }
+    onnx.helper.set_model_props(model, entries)
+    model.producer_name, model.producer_version = "iekd-compress", __version__
+    onnx.checker.check_model(model, full_check=True)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(model.SerializeToString())
+    return path
+
+
+def read_metadata(path: Path) -> ModelMetadata:
+    """What :func:`export_onnx` recorded in the file.
+
+    Raises:
+        InputError: not ONNX, or without our metadata.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise InputError(f"no ONNX file at {path}.", "Check the path.") from error
+    except Exception as error:
+        raise InputError(f"{path} is not an ONNX file.", "Give a file that iekd-compress exported.") from error
+    entries = {entry.key: entry.value for entry in model.metadata_props}
+    if not {"classes", "preprocessing"} <= entries.keys():
+        raise InputError(
+            f"{path} says nothing of its classes and preprocessing.", "Give a file that iekd-compress exported."
+        )
+    return ModelMetadata(
+        entries.get("name", path.stem),
+        tuple(json.loads(entries["classes"])),
+        Preprocessing.from_json(entries["preprocessing"]),
+    )
+
+
+def _simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model as onnxslim simplifies it.
+
+    Raises:
+        VerificationError: the simplifier changed the interface, which would break every user of the file.
+    """
+    import onnxslim
+
+    with _quiet():
+        slim = onnxslim.slim(copy.deepcopy(model))
+    batch = slim.graph.input[0].type.tensor_type.shape.dim[0]
+    names = [entry.name for entry in (*slim.graph.input, *slim.graph.output)]
+    if batch.WhichOneof("value") != "dim_param" or names != [INPUT, OUTPUT]:
+        raise VerificationError(f"simplifying {name} lost its dynamic batch or its names.", "Please report this.")
+    result: onnx.ModelProto = slim
+    return result
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress, hints and deprecations off the terminal; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxslim", "ONNXSlim")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def as_batch(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Preprocessed images (3, H, W) as one float32 batch."""
+    return np.ascontiguousarray(np.stack(images), dtype=np.float32)
