@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,21 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from iekd.compress.datasets.digits import load_digits
-from iekd.compress.datasets.folders import load_folder
-from iekd.compress.datasets.raw import RawData, listed
+from iekd.compress.datasets.mapped import MappedSource
+from iekd.compress.datasets.names import read
+from iekd.compress.datasets.raw import RawData, check_same_classes, listed
 from iekd.compress.datasets.source import ImageSource, Labels, Source, Subset, evenly_spaced
 from iekd.compress.datasets.splits import balanced_subset, stratified_split
-from iekd.compress.datasets.user import UserSource, class_names
 from iekd.compress.datasets.verify import unreadable
-from iekd.errors import InputError, unknown_name
+from iekd.errors import InputError
 
 __all__ = ["ImageData", "ImageSource", "default_cache_dir", "load_data", "wrap_datasets"]
 
 _SIZE_SAMPLES = 256
 _DIGEST_SAMPLES = 16
 _SMALL = 64
-_FORMS = ("digits", "folder:PATH", "torch/cifar10:ROOT", "hfds/NAME", "wds/NAME:ROOT", "tfds/NAME:ROOT")
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,7 @@ def load_data(
         EnvironmentMissingError: a package that this kind of data needs is not installed.
     """
     cache_dir = cache_dir or default_cache_dir()
-    raw = _read(spec, cache_dir)
-    return _prepare(raw, val_fraction, seed, skip_bad_images, limit, val_limit, cache_dir)
+    return _prepare(read(spec, cache_dir), val_fraction, seed, skip_bad_images, limit, val_limit, cache_dir)
 
 
 def wrap_datasets(train: Any, val: Any, classes: Sequence[str] | None = None) -> ImageData:
@@ -94,35 +92,26 @@ def wrap_datasets(train: Any, val: Any, classes: Sequence[str] | None = None) ->
     Raises:
         InputError: items of another kind, an image that differs from one reading to the next, or classes that differ.
     """
-    ours, theirs = UserSource(train, "train"), UserSource(val, "val")
-    count = int(max(ours.targets.max(), theirs.targets.max())) + 1
-    names = class_names(train, val, classes) or tuple(str(number) for number in range(count))
+    sources = MappedSource(train, "train"), MappedSource(val, "val")
+    count = int(max(source.targets.max() for source in sources)) + 1
+    names = tuple(classes or _own_names(train, val) or (str(number) for number in range(count)))
     if len(names) < count:
         raise InputError(f"there are labels up to {count - 1} but {len(names)} class names.", "Name every class.")
-    raw = RawData(type(train).__name__, names, ours, theirs)
+    raw = RawData(type(train).__name__, names, *sources)
     return _prepare(raw, None, 0, False, None, None, default_cache_dir())
+
+
+def _own_names(train: Any, val: Any) -> Sequence[str]:
+    """What the data sets' ``classes`` say; they must agree."""
+    ours, theirs = ([str(name) for name in getattr(part, "classes", None) or ()] for part in (train, val))
+    if ours and theirs:
+        check_same_classes(ours, theirs, "train", "val")
+    return ours or theirs
 
 
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/iekd-compress``, or ``~/.cache/iekd-compress``."""
-    import os
-
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iekd-compress"
-
-
-def _read(spec: str, cache_dir: Path) -> RawData:
-    kind, _, rest = spec.partition(":")
-    if spec == "digits":
-        return load_digits()
-    if kind == "folder":
-        return load_folder(rest)
-    if "/" in kind and not Path(spec).expanduser().exists():
-        from iekd.compress.datasets.timm_names import load_timm
-
-        return load_timm(spec, cache_dir)
-    if Path(spec).expanduser().exists():
-        raise InputError(f"data '{spec}' is a path without its kind.", f"Did you mean --data folder:{spec}?")
-    raise unknown_name("data set", spec, _FORMS)
 
 
 def _prepare(
@@ -137,6 +126,7 @@ def _prepare(
     classes = raw.classes
     if len(classes) < 2:
         raise InputError(f"{raw.name} has one class, '{classes[0]}'.", "A classifier needs two or more.")
+    _refuse_foreign_labels(raw)
     train, val = _split(raw, val_fraction, seed)
     _refuse_empty_classes(train, val, raw)
     train, val = _limited(train, limit, seed, len(classes)), _limited(val, val_limit, seed, len(classes))
@@ -180,6 +170,17 @@ def _readable(source: Source, skip: bool, cache_dir: Path) -> tuple[Source, int]
     if not skip:
         raise next(iter(bad.values()))
     return Subset(source, np.setdiff1d(np.arange(len(source)), list(bad))), len(bad)
+
+
+def _refuse_foreign_labels(raw: RawData) -> None:
+    for part, source in (("train", raw.train), ("val", raw.val)):
+        labels = source.targets if source is not None else np.empty(0)
+        outside = labels[(labels < 0) | (labels >= len(raw.classes))]
+        if len(outside):
+            raise InputError(
+                f"{raw.name} has an image of class {outside[0]} in {part}; its classes are 0 to {len(raw.classes) - 1}.",
+                "Use data of which every image has a class (some publish their test part without).",
+            )
 
 
 def _refuse_empty_classes(train: Source, val: Source, raw: RawData) -> None:

@@ -35,7 +35,7 @@ class Sample(NamedTuple):
     """float32 (3, size, size), normalised."""
     target: int
     """Class index."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which no one needs here
     """Number of the image in its data set."""
     view: int
     """Number of the view; -1: not augmented."""
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     """float32 (B, 3, size, size), normalised."""
     target: Tensor
     """Class indices, int64 (B,)."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     """Numbers of the images in their data set, int64 (B,)."""
     view: Tensor
     """Numbers of the views, int64 (B,)."""

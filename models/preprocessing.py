@@ -58,8 +58,8 @@ class Preprocessing:
         planes = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
         planes[...] = pixels.transpose(2, 0, 1)
         planes /= np.float32(255)
-        planes -= np.float32(self.mean)[:, None, None]
-        planes /= np.float32(self.std)[:, None, None]
+        planes -= _per_channel(self.mean)
+        planes /= _per_channel(self.std)
         return planes
 
     def to_json(self) -> str:
@@ -76,6 +76,10 @@ class Preprocessing:
             mean=tuple(value["mean"]),
             std=tuple(value["std"]),
         )
+
+
+def _per_channel(values: tuple[float, float, float]) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)[:, None, None]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

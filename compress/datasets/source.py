@@ -10,7 +10,7 @@ from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from iekd.errors import InputError
 from iekd.models.preprocessing import to_rgb
@@ -150,7 +150,7 @@ def decode(file: IO[bytes] | bytes, label: str) -> Image.Image:
     Raises:
         UnreadableImageError: not an image, or a damaged one.
     """
-    with _decoding(label):
+    with decoding(label):
         return to_rgb(Image.open(io.BytesIO(file) if isinstance(file, bytes) else file))
 
 
@@ -160,18 +160,18 @@ def check_decodes(file: IO[bytes] | bytes, label: str) -> None:
     Raises:
         UnreadableImageError: not an image, or a damaged one.
     """
-    with _decoding(label):
+    with decoding(label):
         image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
         image.draft("RGB", (1, 1))  # JPEG: all of the data is parsed, but an eighth of each side computed
         image.load()
 
 
 @contextmanager
-def _decoding(label: str) -> Iterator[None]:
+def decoding(label: str) -> Iterator[None]:
     """Turn what Pillow raises on a bad image into :class:`UnreadableImageError`."""
     try:
         yield
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImageError(label, "it is not an image, or of an unknown format") from error
     except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(label, " ".join(str(error).split()) or type(error).__name__) from error
