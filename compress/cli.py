@@ -7,15 +7,17 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 from rich.console import Console
 
 from iekd import __version__
 from iekd.errors import EXIT_MISSED, IekdError, InputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 app = typer.Typer(
     add_completion=False,
@@ -56,10 +58,10 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def _with_settings(names: tuple[str, ...] | None = None) -> Any:
-    """Give a command one option for each setting in ``RunConfig`` (or those named), all None unless given."""
+def _with_settings() -> Callable[[Command], Command]:
+    """Give a command one option for each setting in ``RunConfig``, all None unless given."""
 
-    def decorate(function: Any) -> Any:
+    def decorate(function: Command) -> Command:
         from iekd.compress.config import RunConfig, options
 
         hints = get_type_hints(RunConfig)
@@ -68,8 +70,6 @@ def _with_settings(names: tuple[str, ...] | None = None) -> Any:
         own = [p.replace(annotation=given[p.name]) for p in signature if p.kind is not p.VAR_KEYWORD]
         parameters, annotations = [], {p.name: p.annotation for p in own}
         for name, option in options().items():
-            if names is not None and name not in names:
-                continue
             kind = next((item for item in get_args(hints[name]) if item is not type(None)), hints[name])
             default = getattr(RunConfig, name, None)
             shown = None if default is None or default is False else str(default)
@@ -79,12 +79,12 @@ def _with_settings(names: tuple[str, ...] | None = None) -> Any:
                 metavar=option.metavar or None,
                 show_default=False,
             )
-            annotation = Annotated[kind | None, info]
+            annotation = Annotated[Optional[kind], info]  # type: ignore[valid-type]
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
             annotations[name] = annotation
-        function.__signature__ = inspect.Signature([*own, *parameters])
+        function.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
         function.__annotations__ = annotations
         return function
 

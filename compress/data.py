@@ -178,7 +178,7 @@ def _refuse_foreign_labels(raw: RawData) -> None:
         outside = labels[(labels < 0) | (labels >= len(raw.classes))]
         if len(outside):
             raise InputError(
-                f"{raw.name} has an image of class {outside[0]} in {part}; its classes are 0 to {len(raw.classes) - 1}.",
+                f"{raw.name} has an image of class {outside[0]} in {part}, of classes 0 to {len(raw.classes) - 1}.",
                 "Use data of which every image has a class (some publish their test part without).",
             )
 

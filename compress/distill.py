@@ -69,7 +69,8 @@ def distill(
 ) -> dict[str, Any]:
     """Stage ``distill``: write the artefact ``student/``, a plain network with nothing of the training in it."""
     network, architecture = first_network(given, origin, job.config.student_weights, job, "student")
-    tapped_teacher = Tapped(teacher, job.config.taps).to(job.device).eval().requires_grad_(False)
+    tapped_teacher = Tapped(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
+    tapped_teacher.eval().requires_grad_(False)
     student = Tapped(network, job.config.taps).to(job.device)
     objective = _objective(tapped_teacher, student, job)
     factor_history = _prepare_factors(objective, tapped_teacher, job)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -22,6 +24,8 @@ TEACHER_EPOCHS = {"scratch": 10, "hub": 5, "file": 0, "artefact": 0, "object": 0
 
 STUDENT_EPOCHS = 20
 
+Triple = tuple[float, float, float]
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -29,8 +33,8 @@ class Plan:
 
     image_size: int
     crop_fraction: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Triple
+    std: Triple
     augmentation: str
     teacher_origin: str
     student_origin: str
@@ -43,9 +47,7 @@ class Plan:
     @property
     def preprocessing(self) -> Preprocessing:
         """How an image becomes the models' input."""
-        return Preprocessing(
-            size=self.image_size, crop_fraction=self.crop_fraction, mean=tuple(self.mean), std=tuple(self.std)
-        )
+        return Preprocessing(size=self.image_size, crop_fraction=self.crop_fraction, mean=self.mean, std=self.std)
 
     def settle(self, config: RunConfig) -> RunConfig:
         """``config`` with what was open filled in."""
@@ -68,9 +70,9 @@ def make_plan(
     size = config.image_size or (base.size if is_given_artefact(teacher) else data.default_size)
     augmentation = config.augment or data.augmentation
     classes = len(data.classes)
-    teacher_origin, teacher_note = decide_weights(teacher, config.teacher_weights, classes, size)
-    student_origin, student_note = decide_weights(student, config.student_weights, classes, size)
-    notes = tuple(note for note in (teacher_note, student_note) if note)
+    teacher_origin, teacher_why = decide_weights(teacher, config.teacher_weights, classes, size)
+    student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
+    notes = _scratch_notes({"teacher": teacher_why, "student": student_why})
     for note in notes:
         observer.note(note)
     return Plan(
@@ -87,6 +89,15 @@ def make_plan(
         lr=config.lr or (SCRATCH_LR if student_origin == "scratch" else PRETRAINED_LR),
         notes=notes,
     )
+
+
+def _scratch_notes(reasons: dict[str, str]) -> tuple[str, ...]:
+    """One line for each reason why pre-trained weights could not be had."""
+    notes = []
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        who = " and ".join(role for role, why in reasons.items() if why == reason)
+        notes.append(f"{reason}: {who} {'train' if ' and ' in who else 'trains'} from scratch.".capitalize())
+    return tuple(notes)
 
 
 def _teacher_epochs(config: RunConfig, origin: str) -> int:
@@ -106,8 +117,8 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
 def plan_from_json(value: dict[str, Any]) -> Plan:
     """The inverse of :func:`plan_to_json`; keys of a stage's bookkeeping are passed over."""
     names = {field.name for field in dataclasses.fields(Plan)}
-    given = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items() if key in names}
-    return Plan(**given)
+    given: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    return Plan(**{key: item for key, item in given.items() if key in names})
 
 
 def is_given_artefact(given: str | nn.Module) -> bool:
@@ -119,14 +130,17 @@ def _base_preprocessing(given: str | nn.Module) -> Preprocessing:
     """Normalisation that the teacher was made for; ImageNet's where it is not known."""
     if isinstance(given, str):
         if is_artefact(given):
-            from pathlib import Path
-
             return Preprocessing.from_json(json.dumps(read_description(Path(given))["preprocessing"]))
         architecture = resolve(given)
         config = timm.get_pretrained_cfg(architecture.name, allow_unregistered=True)
         if architecture.kind == "timm" and config is not None:
-            return Preprocessing(size=config.input_size[-1], mean=tuple(config.mean), std=tuple(config.std))
+            return Preprocessing(size=config.input_size[-1], mean=_triple(config.mean), std=_triple(config.std))
     return Preprocessing(size=224)
+
+
+def _triple(values: Sequence[float]) -> Triple:
+    red, green, blue = values
+    return (red, green, blue)
 
 
 def _crop_fraction(augmentation: str) -> float:

@@ -32,7 +32,7 @@ class Supervised(nn.Module):
 
 
 def decide_weights(given: str | nn.Module, weights: str, classes: int, image_size: int) -> tuple[str, str]:
-    """Where a network's first weights come from, decided once a run: (origin, note for the user).
+    """Where a network's first weights come from, decided once a run: (origin, why ``auto`` had to fall back).
 
     The origin is ``artefact``, ``object``, ``file``, ``hub`` or ``scratch``.
 
@@ -56,7 +56,7 @@ def decide_weights(given: str | nn.Module, weights: str, classes: int, image_siz
     except (InputError, EnvironmentMissingError) as error:
         if weights == "hub":
             raise
-        return "scratch", f"{architecture.name} trains from scratch: {error.message}"
+        return "scratch", error.message.rstrip(".")
     return "hub", ""
 
 

@@ -131,7 +131,7 @@ def _some(data: ImageData, preprocessing: Preprocessing, count: int) -> Any:
 
 def _batches(data: ImageData, preprocessing: Preprocessing) -> Any:
     dataset = ViewDataset(data.val, preprocessing, "none", 0)
-    for sample in plain_loader(dataset, batch_size=64, workers=auto_workers(data.val)):
+    for sample in plain_loader(dataset, batch_size=64, workers=auto_workers(data)):
         yield np.asarray(sample.image), np.asarray(sample.target)
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import timm.optim
 import torch
 from accelerate import Accelerator
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -98,12 +98,10 @@ def fit(
     Raises:
         DivergenceError: a term stopped being finite; names it, and the last good checkpoint.
     """
-    task.to(accelerator.device)
+    task.to(accelerator.device).to(memory_format=torch.channels_last)  # halves the time of convolutions on CPUs
     if not any(parameter.requires_grad for parameter in task.parameters()):
         raise ValueError(f"{name}: nothing to train")
-    optimizer = timm.optim.create_optimizer_v2(
-        task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay
-    )
+    optimizer = create_optimizer_v2(task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
     history = _resume(folder / "last.pt", task, optimizer, accelerator.device)
     wrapped, optimizer = accelerator.prepare(task, optimizer)
     first = history.epochs
@@ -251,7 +249,7 @@ class _Events:
         if folder is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder), purge_step=first_epoch)  # type: ignore[no-untyped-call]
+            self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
 
     def __enter__(self) -> _Events:
         return self

@@ -66,10 +66,13 @@ class Tapped(nn.Module):
         modules = dict(self.network.named_modules())
         names = [self.available[stage] for stage in self.stages]
 
-        def keep(name: str) -> torch.utils.hooks.RemovableHandle:
-            return modules[name].register_forward_hook(lambda _m, _i, output: seen.__setitem__(name, output))
+        handles = []
+        for name in names:
 
-        handles = [keep(name) for name in names]
+            def keep(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
+                seen[name] = output
+
+            handles.append(modules[name].register_forward_hook(keep))
         try:
             logits = self.network(images)
         finally:

@@ -28,9 +28,10 @@ class Composite(Objective):
     def __init__(self, lifts: list[InheritExplore], kd: bool, settings: ObjectiveSettings) -> None:
         super().__init__()
         self.lifts = nn.ModuleList(lifts)
+        self._lifts = tuple(lifts)
         self.kd = kd
         self.settings = settings
-        self._auto_encoders = [AutoEncoders(self.lifts)] if lifts else []  # a list: its parts are registered above
+        self._auto_encoders = [AutoEncoders(lifts)] if lifts else []  # a list: its parts are registered above
 
     def pretraining(self) -> nn.Module | None:
         """The auto-encoders of the factors."""
@@ -38,7 +39,7 @@ class Composite(Objective):
 
     def record(self, teacher: Features) -> TeacherRecord:
         """Logits and one factor a tap."""
-        return TeacherRecord(teacher.logits, no_grad_records(self.lifts, teacher.taps) if len(self.lifts) else ())
+        return TeacherRecord(teacher.logits, no_grad_records(self._lifts, teacher.taps) if self._lifts else ())
 
     def forward(self, student: Features, teacher: TeacherRecord, targets: Tensor) -> dict[str, Tensor]:
         """``task``, ``kd``, and the lift's terms, numbered where there are several taps."""
@@ -47,8 +48,8 @@ class Composite(Objective):
         if self.kd:
             loss = distillation_loss(student.logits, teacher.logits, settings.temperature)
             terms["kd"] = settings.kd_weight * loss
-        for number, lift in enumerate(self.lifts):
-            suffix = str(number) if len(self.lifts) > 1 else ""
+        for number, lift in enumerate(self._lifts):
+            suffix = str(number) if len(self._lifts) > 1 else ""
             for name, term in lift(student.taps[number], teacher.codes[number]).items():
                 terms[name + suffix] = term
         return terms
@@ -56,7 +57,7 @@ class Composite(Objective):
     def train(self, mode: bool = True) -> Composite:
         """The teacher's side stays in eval mode."""
         super().train(mode)
-        for lift in self.lifts:
+        for lift in self._lifts:
             lift.auto_encoder.train(mode and any(p.requires_grad for p in lift.auto_encoder.parameters()))
         return self
 

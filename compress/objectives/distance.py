@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,4 +22,5 @@ def factor_distance(a: Tensor, b: Tensor) -> Tensor:
         b: of the same shape.
     """
     a, b = (F.normalize(factor.flatten(1).float(), dim=1) for factor in (a, b))
-    return (a - b).abs().mean() * float(a.shape[1]) ** 0.5
+    distance: Tensor = (a - b).abs().mean() * math.sqrt(a.shape[1])
+    return distance

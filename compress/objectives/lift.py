@@ -6,6 +6,8 @@ keeps both useful (Huang et al., CVPR 2021, eq. 4-6).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -70,7 +72,7 @@ class InheritExplore(nn.Module):
 class AutoEncoders(nn.Module):
     """The auto-encoders of all taps, as one module to be trained before distillation."""
 
-    def __init__(self, lifts: nn.ModuleList) -> None:
+    def __init__(self, lifts: Sequence[InheritExplore]) -> None:
         super().__init__()
         self.parts = nn.ModuleList(lift.auto_encoder for lift in lifts)
 
@@ -86,7 +88,7 @@ class AutoEncoders(nn.Module):
         return self
 
 
-def no_grad_records(lifts: nn.ModuleList, taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def no_grad_records(lifts: Sequence[InheritExplore], taps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """The teacher's factors of all taps, without gradient, in the encoders' eval mode."""
     with torch.no_grad():
         factors = []

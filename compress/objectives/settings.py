@@ -26,4 +26,4 @@ class ObjectiveSettings:
     factor_channels: int = 128
     """Most channels of a factor; at most half of the teacher's tap."""
     hidden_channels: int = 256
-    """Channels to which a wider tap is projected first: full-width 3x3 convolutions would cost more than the student."""
+    """Channels to which a wider tap is projected first: full-width 3x3 convolutions would cost more than a student."""
