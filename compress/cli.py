@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Optional, TypeVar, get_args, get_type_hints
 
 import typer
 from rich.console import Console
@@ -79,7 +79,7 @@ def _with_settings() -> Callable[[Command], Command]:
                 metavar=option.metavar or None,
                 show_default=False,
             )
-            annotation = Annotated[Optional[kind], info]  # type: ignore[valid-type]
+            annotation = Annotated[Optional[kind], info]  # noqa: UP045
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )
