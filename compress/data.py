@@ -129,7 +129,8 @@ def _prepare(
     _refuse_foreign_labels(raw)
     train, val = _split(raw, val_fraction, seed)
     _refuse_empty_classes(train, val, raw)
-    train, val = _limited(train, limit, seed, len(classes)), _limited(val, val_limit, seed, len(classes))
+    train = _limited(train, limit, seed, len(classes), "--train-limit")
+    val = _limited(val, val_limit, seed, len(classes), "--val-limit")
     train, bad_train = _readable(train, skip_bad_images, cache_dir)
     val, bad_val = _readable(val, skip_bad_images, cache_dir)
     _refuse_empty_classes(train, val, raw)
@@ -157,9 +158,11 @@ def _split(raw: RawData, val_fraction: float | None, seed: int) -> tuple[Source,
     return Subset(raw.train, train), Subset(raw.train, val)
 
 
-def _limited(source: Source, limit: int | None, seed: int, classes: int) -> Source:
+def _limited(source: Source, limit: int | None, seed: int, classes: int, flag: str) -> Source:
     if limit is None or limit >= len(source):
         return source
+    if limit < classes:
+        raise InputError(f"{flag} {limit} is less than an image for each of {classes} classes.", "Raise it.")
     return Subset(source, balanced_subset(source.targets, limit, seed, classes))
 
 

@@ -114,15 +114,11 @@ def _images(folder: str, strip: int) -> list[ImageFile]:
 
 
 def image_file(path: str, name: str) -> ImageFile:
-    """The file at ``path``, which the data set calls ``name``.
-
-    Raises:
-        UnreadableImageError: it is not there, or is a link to nowhere.
-    """
+    """The file at ``path``, which the data set calls ``name``."""
     try:
         status = Path(path).stat()
-    except OSError as error:
-        raise UnreadableImageError(path, str(error.strerror)) from error
+    except OSError:  # such as a link to nowhere: listed all the same, for reading it will say what is wrong
+        return ImageFile(path, name, 0, 0)
     return ImageFile(path, name, status.st_size, status.st_mtime_ns)
 
 

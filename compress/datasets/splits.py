@@ -40,12 +40,7 @@ def balanced_subset(targets: Labels, limit: int, seed: int, classes: int) -> Lab
     """Indices, ascending, of ``limit`` images spread over the classes as evenly as their sizes allow.
 
     A smaller limit chooses a subset of what a larger one chooses.
-
-    Raises:
-        InputError: fewer images than classes.
     """
-    if limit < classes:
-        raise InputError(f"a limit of {limit} images leaves classes of {classes} empty.", f"Use at least {classes}.")
     ranks, _ = _ranks(targets, classes, seed)
     return np.sort(np.lexsort((targets, ranks))[:limit])
 
