@@ -79,7 +79,7 @@ def _with_settings() -> Callable[[Command], Command]:
                 metavar=option.metavar or None,
                 show_default=False,
             )
-            annotation = Annotated[Optional[kind], info]  # noqa: UP045
+            annotation = Annotated[Optional[kind], info]  # type: ignore[valid-type]  # noqa: UP045
             parameters.append(
                 inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
             )

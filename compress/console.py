@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -74,11 +75,11 @@ class ConsoleObserver(Observer):
         self._tasks.clear()
         time = "from the earlier run" if reused else f"{seconds:.1f} s"
         line = f"[green]✓[/] {TITLES.get(name, name)}  [dim]{time}[/]"
-        self.console.print(f"{line}  {note}" if note else line, highlight=False)
+        self.console.print(f"{line}  {escape(note)}" if note else line, highlight=False)
 
     def note(self, text: str) -> None:
         """Print the line."""
-        self.console.print(f"[yellow]![/] {text}", highlight=False)
+        self.console.print(f"[yellow]![/] {escape(text)}", highlight=False)
 
 
 def print_summary(console: Console, report: Report, folder: Path) -> None:
@@ -89,7 +90,7 @@ def print_summary(console: Console, report: Report, folder: Path) -> None:
     mark = "[bold green]KEPT[/]" if report.verdict.kept else "[bold red]MISSED[/]"
     console.print(f"{mark}  {report.verdict.sentence}", highlight=False)
     for text in report.notes:
-        console.print(f"[dim]note: {text}[/]", highlight=False)
+        console.print(f"[dim]note: {escape(text)}[/]", highlight=False)
     console.print(f"file    {folder / report.student.file}", highlight=False, soft_wrap=True)
     console.print(f"report  {folder / 'report.html'}", highlight=False, soft_wrap=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from iekd.compress.objectives.catalogue import ENTRIES
@@ -51,7 +52,7 @@ def doctor_table(findings: Iterable[Any]) -> Table:
     marks = {"ok": "[green]✓[/]", "missing": "[yellow]✗[/]", "info": "[dim]·[/]"}
     table = _table("", "part", "found", "to get it")
     for finding in findings:
-        table.add_row(marks[finding.status], finding.name, finding.detail, finding.fix)
+        table.add_row(marks[finding.status], finding.name, escape(finding.detail), escape(finding.fix))
     return table
 
 

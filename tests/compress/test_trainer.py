@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from iekd.compress.observer import Observer
+from iekd.compress.trainer import FitSettings, History, fit, learning_rate, load_best
+from iekd.errors import DivergenceError, RunFolderError
+
+
+class Task(nn.Module):
+    def __init__(self, blow_up_after: int | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        self.blow_up_after = blow_up_after
+        self.calls = 0
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        self.calls += 1
+        logits = self.network(inputs)
+        pull = logits.square().mean()
+        if self.blow_up_after is not None and self.calls > self.blow_up_after:
+            pull = pull * float("nan")
+        return {"task": nn.functional.cross_entropy(logits, targets), "pull": pull}
+
+
+def batches(epoch: int) -> DataLoader[Any]:
+    generator = torch.Generator().manual_seed(epoch)
+    inputs = torch.randn(32, 4, generator=generator)
+    return DataLoader(TensorDataset(inputs, (inputs[:, 0] > 0).long()), batch_size=8)
+
+
+def train(
+    task: Task,
+    folder: Path,
+    epochs: int,
+    *,
+    observer: Observer | None = None,
+    evaluate: Callable[[], Any] | None = None,
+) -> History:
+    return fit(
+        task,
+        batches,
+        FitSettings(epochs=epochs, lr=1e-2),
+        name="toy",
+        folder=folder,
+        accelerator=Accelerator(cpu=True),
+        observer=observer or Observer(),
+        evaluate=evaluate,
+    )
+
+
+class StopAt(Observer):
+    """Leaves training in the middle of an epoch, as a killed process would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def stage_advanced(self, name: str, done: int, detail: str) -> None:
+        if done == self.step:
+            raise KeyboardInterrupt
+
+
+def test_loss_falls(tmp_path: Path) -> None:
+    history = train(Task(), tmp_path, 8)
+    losses = history.figures["loss"]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0]
+    assert history.figures["task"][-1] + history.figures["pull"][-1] == pytest.approx(losses[-1])
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, step: int) -> None:
+    whole = Task()
+    history = train(whole, tmp_path / "whole", 4)
+    with pytest.raises(KeyboardInterrupt):
+        train(Task(), tmp_path / "cut", 4, observer=StopAt(step))
+    resumed = Task()
+    again = train(resumed, tmp_path / "cut", 4)
+    assert again.figures == history.figures
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_a_finished_training_is_read_back(tmp_path: Path) -> None:
+    first, second = Task(), Task()
+    train(first, tmp_path, 2)
+    train(second, tmp_path, 2)
+    assert second.calls == 0
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_term_that_is_not_finite_stops_at_once_and_is_named(tmp_path: Path) -> None:
+    task = Task(blow_up_after=6)
+    with pytest.raises(DivergenceError, match=r"'pull' of stage 'toy' became nan in epoch 2, step 3") as caught:
+        train(task, tmp_path, 4)
+    assert str(tmp_path / "last.pt") in str(caught.value)
+    good = Task()
+    train(good, tmp_path / "good", 1)
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)["task"]
+    assert all(bool(torch.isfinite(value).all()) for value in kept.values())
+
+
+def test_best_is_the_epoch_of_the_highest_accuracy(tmp_path: Path) -> None:
+    task, accuracies, seen = Task(), [0.2, 0.9, 0.5], []
+
+    def evaluate() -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in task.state_dict().items()})
+        return {"accuracy": accuracies[len(seen) - 1]}
+
+    train(task, tmp_path, 3, evaluate=evaluate)
+    load_best(task, tmp_path)
+    assert all(torch.equal(value, task.state_dict()[name]) for name, value in seen[1].items())
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(RunFolderError, match=r"last\.pt is damaged"):
+        train(Task(), tmp_path, 1)
+
+
+def test_learning_rate_warms_up_and_ends_near_zero() -> None:
+    settings = FitSettings(epochs=10, lr=1.0)
+    rates = [learning_rate(settings, step, 20) for step in range(200)]
+    assert rates.index(max(rates)) in (19, 20)
+    assert rates[0] == pytest.approx(0.05)
+    assert rates[-1] < 1e-3
+    assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+
+
+def test_events_are_written(tmp_path: Path) -> None:
+    task = Task()
+    fit(
+        task,
+        batches,
+        FitSettings(epochs=1, lr=1e-2),
+        name="toy",
+        folder=tmp_path / "c",
+        accelerator=Accelerator(cpu=True),
+        observer=Observer(),
+        events=tmp_path / "events",
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert {"task", "pull", "loss"} <= set(events.Tags()["scalars"])

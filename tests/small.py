@@ -1,0 +1,68 @@
+"""Runs small enough for a test: real stages on real digits, a few seconds each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SETTINGS: dict[str, Any] = {
+    "teacher": "resnet10t",
+    "student": "mobilenetv3_small_050",
+    "image_size": 32,
+    "train_limit": 128,
+    "val_limit": 60,
+    "batch_size": 32,
+    "teacher_epochs": 1,
+    "epochs": 2,
+    "factor_epochs": 2,
+    "teacher_weights": "scratch",
+    "student_weights": "scratch",
+    "bench_seconds": 0.2,
+    "min_retained": 0.01,
+}
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    """``SETTINGS`` with changes."""
+    return {**SETTINGS, **changes}
+
+
+def arguments(**changes: Any) -> list[str]:
+    """The same as command-line arguments."""
+    flags = []
+    for key, value in settings(**changes).items():
+        name = "--" + key.replace("_", "-")
+        if value is True:
+            flags.append(name)
+        elif value is not None:
+            flags += [name, str(value)]
+    return flags
+
+
+def command(*args: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``iekd-compress`` in a process of its own, away from any model hub unless ``environment`` names one."""
+    env = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "2",
+        **environment,
+    }
+    for name in [key for key, value in env.items() if not value]:
+        del env[name]
+    program = [sys.executable, "-m", "iekd.compress.cli"]
+    return subprocess.run([*program, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+def refused(result: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
+    """Assert that a command ended with one line on stderr that holds ``words``, and no traceback."""
+    assert result.returncode == code, result.stdout + result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0], lines[0]
