@@ -1,8 +1,13 @@
-"""Hugging Face data sets: ``hfds/NAME``, ``hfds/PATH`` for files on disk, ``:ROOT`` for the folder of the downloads."""
+"""Hugging Face data sets: ``hfds/NAME``, or as a stream ``hfids/NAME``; ``NAME`` may be a folder on disk.
+
+What follows a colon is the folder for downloads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,10 @@ from PIL import Image
 from iekd.compress.datasets.packages import need
 from iekd.compress.datasets.raw import RawData, listed
 from iekd.compress.datasets.source import Labels, Source, UnreadableImageError, check_decodes, decode
-from iekd.errors import InputError
+from iekd.compress.datasets.streams import SpooledSource, spooled, spooled_labels
+from iekd.errors import IekdError, InputError
 
-VAL_SPLITS = ("validation", "val", "valid", "dev", "test")
+_VAL_SPLITS = ("validation", "val", "valid", "dev", "test")
 _LABEL_NAMES = ("label", "labels", "fine_label")
 
 
@@ -28,7 +34,7 @@ class HuggingFaceSource(Source):
         name: for messages.
     """
 
-    def __init__(self, split: Any, column: str, targets: Sequence[int] | Labels, name: str) -> None:
+    def __init__(self, split: Any, column: str, targets: Labels, name: str) -> None:
         super().__init__(targets)
         self._split = split
         self._column = column
@@ -47,46 +53,58 @@ class HuggingFaceSource(Source):
         return f"{self._split._fingerprint}:{index}"
 
     def _contents(self, index: int) -> bytes:
-        stored = self._split[index][self._column] or {}
-        if stored.get("bytes"):
-            return bytes(stored["bytes"])
-        try:
-            return Path(stored.get("path") or "").read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(self.label(index), str(error.strerror)) from error
+        return _encoded(self._split[index][self._column], self.label(index))
 
 
 def load_hugging_face(spec: str, name: str, root: str, _cache_dir: Path) -> RawData:
-    """The data set ``name`` of the hub, or in the local folder ``name``.
+    """The data set ``name``, downloaded where it is not on this machine.
 
     Raises:
         InputError: it cannot be had, or has no column of images or of classes.
         EnvironmentMissingError: the package ``datasets`` is missing.
     """
     datasets = need("datasets", "datasets", spec)
-    try:
+    with _loading(spec):
         splits = datasets.load_dataset(str(Path(name).expanduser()), cache_dir=root or None)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"cannot load data '{spec}': {' '.join(str(error).split())}",
-            "Check the name, and the network; files on disk are hfds/PATH.",
-        ) from error
-    train_name = "train" if "train" in splits else next(iter(splits))
-    val_name = next((split for split in VAL_SPLITS if split in splits and split != train_name), None)
-    image_column, label_column = find_columns(splits[train_name].features, spec)
-    names = [split for split in (train_name, val_name) if split]
-    values = [list(splits[split].select_columns([label_column])[label_column][:]) for split in names]
-    classes = _class_names(splits[train_name].features[label_column], values)
-    sources = [
+    names = _split_names(splits)
+    features = splits[names[0]].features
+    image, label = find_columns(features, spec)
+    labels = [list(splits[split].select_columns([label])[label][:]) for split in names]
+    classes, targets = _numbered(features[label], labels)
+    parts = [
         HuggingFaceSource(
-            splits[split].cast_column(image_column, datasets.Image(decode=False)),
-            image_column,
-            _indices(labels, classes, splits[split].features[label_column]),
-            f"{spec}, {split}",
+            splits[split].cast_column(image, datasets.Image(decode=False)), image, target, f"{spec}, {split}"
         )
-        for split, labels in zip(names, values, strict=True)
+        for split, target in zip(names, targets, strict=True)
     ]
-    return RawData(spec, classes, sources[0], sources[1] if val_name else None)
+    return RawData(spec, classes, parts[0], parts[1] if len(parts) > 1 else None)
+
+
+def load_hugging_face_stream(spec: str, name: str, root: str, cache_dir: Path) -> RawData:
+    """The data set ``name``, of which only the images themselves come to this machine, into ``cache_dir``.
+
+    Raises:
+        InputError: it cannot be had, or has no column of images or of classes.
+        EnvironmentMissingError: the package ``datasets`` is missing.
+    """
+    datasets = need("datasets", "datasets", spec)
+    with _loading(spec):
+        builder = datasets.load_dataset_builder(str(Path(name).expanduser()), cache_dir=root or None)
+        splits = builder.as_streaming_dataset()
+        names = _split_names(splits)
+        features = splits[names[0]].features or splits[names[0]]._resolve_features().features
+    image, label = find_columns(features, spec)
+
+    def rows(split: str) -> Iterator[tuple[bytes, Any]]:
+        undecoded = splits[split].cast_column(image, datasets.Image(decode=False))
+        for number, row in enumerate(undecoded.select_columns([image, label])):
+            yield _encoded(row[image], f"{number} of {spec}, {split}"), row[label]
+
+    with _loading(spec):
+        folders = [spooled(partial(rows, split), (spec, split, builder.hash), cache_dir) for split in names]
+    classes, targets = _numbered(features[label], [spooled_labels(folder) for folder in folders])
+    parts = [SpooledSource(folders[i], targets[i], f"{spec}, {split}") for i, split in enumerate(names)]
+    return RawData(spec, classes, parts[0], parts[1] if len(parts) > 1 else None)
 
 
 def find_columns(features: Any, spec: str) -> tuple[str, str]:
@@ -97,11 +115,10 @@ def find_columns(features: Any, spec: str) -> tuple[str, str]:
     """
     kinds = {name: type(feature).__name__ for name, feature in (features or {}).items()}
     images = [name for name, kind in kinds.items() if kind == "Image"]
-    labels = [name for name, kind in kinds.items() if kind == "ClassLabel"]
-    preferred = [name for name in _LABEL_NAMES if name in labels] or [name for name in _LABEL_NAMES if name in kinds]
-    labels = preferred[:1] or labels
     if "image" in images:
         images = ["image"]
+    labels = [name for name in _LABEL_NAMES if name in kinds][:1]
+    labels = labels or [name for name, kind in kinds.items() if kind == "ClassLabel"]
     for what, found in (("images", images), ("classes", labels)):
         if len(found) != 1:
             raise InputError(
@@ -111,14 +128,49 @@ def find_columns(features: Any, spec: str) -> tuple[str, str]:
     return images[0], labels[0]
 
 
-def _class_names(feature: Any, values: Sequence[Sequence[Any]]) -> tuple[str, ...]:
-    """Those that the column declares; else its distinct values, sorted."""
+def val_split(names: Sequence[str], train: str) -> str | None:
+    """The split to measure on, of those that there are."""
+    return next((split for split in _VAL_SPLITS if split in names and split != train), None)
+
+
+def _split_names(splits: Any) -> list[str]:
+    """Of the training part and, where there is one, of the validation part."""
+    train = "train" if "train" in splits else next(iter(splits))
+    val = val_split(list(splits), train)
+    return [train, val] if val else [train]
+
+
+def _numbered(feature: Any, parts: Sequence[Sequence[Any]]) -> tuple[tuple[str, ...], list[Labels]]:
+    """Class names and, for each part, class indices; a column that declares no names has its values, sorted."""
     names = getattr(feature, "names", None)
-    return tuple(names) if names else tuple(str(value) for value in sorted({v for part in values for v in part}))
+    if names:
+        return tuple(names), [np.asarray(labels, dtype=np.int64) for labels in parts]
+    values = sorted({label for labels in parts for label in labels})
+    numbers = {value: number for number, value in enumerate(values)}
+    targets = [np.array([numbers[label] for label in labels], dtype=np.int64) for labels in parts]
+    return tuple(str(value) for value in values), targets
 
 
-def _indices(values: Sequence[Any], classes: tuple[str, ...], feature: Any) -> Labels:
-    if getattr(feature, "names", None):
-        return np.asarray(values, dtype=np.int64)
-    numbers = {name: number for number, name in enumerate(classes)}
-    return np.array([numbers[str(value)] for value in values], dtype=np.int64)
+def _encoded(stored: Any, name: str) -> bytes:
+    """The bytes of an undecoded image, which carries them or a path."""
+    stored = stored or {}
+    if stored.get("bytes"):
+        return bytes(stored["bytes"])
+    try:
+        return Path(stored.get("path") or "").read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(name, str(error.strerror)) from error
+
+
+@contextmanager
+def _loading(spec: str) -> Iterator[None]:
+    """The library raises what it likes on a name, a file or a network that fails."""
+    try:
+        yield
+    except IekdError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"cannot read data '{spec}': {reason}", "Check the name, and the network; files on disk are hfds/PATH."
+        ) from error

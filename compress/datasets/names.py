@@ -19,11 +19,11 @@ Reader = Callable[[str, str, str, Path], RawData]
 _READERS = {
     "torch": ("torch_names", "load_torchvision"),
     "hfds": ("hugging_face", "load_hugging_face"),
-    "hfids": ("streams", "load_stream"),
-    "tfds": ("streams", "load_stream"),
+    "hfids": ("hugging_face", "load_hugging_face_stream"),
+    "tfds": ("tensorflow_names", "load_tensorflow"),
     "wds": ("shards", "load_shards"),
 }
-_FORMS = ("digits", "folder:PATH", "torch/cifar10:ROOT", "hfds/NAME", "hfids/NAME", "tfds/NAME", "wds/NAME:ROOT")
+_FORMS = ("digits", "folder:PATH", "torch/cifar10:ROOT", "hfds/NAME", "hfids/NAME", "tfds/NAME:ROOT", "wds/NAME:ROOT")
 
 
 def read(spec: str, cache_dir: Path) -> RawData:

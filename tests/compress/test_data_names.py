@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import pickle
@@ -18,7 +19,8 @@ import pytest
 from image_files import picture, write_split
 
 from iekd.compress.data import ImageData, load_data
-from iekd.compress.datasets import packages
+from iekd.compress.datasets import hugging_face as hf
+from iekd.compress.datasets import packages, tensorflow_names
 from iekd.errors import EnvironmentMissingError, InputError
 
 
@@ -97,7 +99,7 @@ def test_torchvision_files_are_checked_like_folders(tmp_path):
     assert list(data.train.targets) == [0] * 4 + [1] * 4
     bad = tmp_path / "root" / "2021_train" / "00001_Plantae_A_b_c_d_e_f" / "2.jpg"
     bad.write_bytes(b"")
-    with pytest.raises(InputError, match="cannot read image .*2.jpg"):
+    with pytest.raises(InputError, match=r"cannot read image .*2\.jpg"):
         open_data(spec, tmp_path)
 
 
@@ -161,6 +163,7 @@ def test_shards_are_read_in_place(tmp_path):
     assert open_data(f"wds/tiny:{root}", tmp_path).digest == data.digest
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
 def test_shards_are_read_as_webdataset_reads_them(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     root = write_shards(tmp_path / "shards")
@@ -274,27 +277,40 @@ def test_hugging_face_files(tmp_path, hugging_face, prefix):
 
 
 def test_a_stream_is_read_once(tmp_path, hugging_face, monkeypatch):
-    from iekd.compress.datasets import streams
-
     spec = f"hfids/{hugging_face}:{tmp_path / 'downloads'}"
     open_data(spec, tmp_path)
-    monkeypatch.setattr(streams, "_stream", None)
+    monkeypatch.setattr(hf, "_encoded", None)
     assert len(open_data(spec, tmp_path).train) == 12
 
 
 def test_a_stream_that_breaks_off_leaves_nothing(tmp_path, hugging_face, monkeypatch):
-    from iekd.compress.datasets import streams
-
-    def broken(*_):
-        yield picture(0), 0
-        raise ConnectionError("gone")
+    def broken(_, name):
+        if name.startswith("5 "):
+            raise ConnectionError("gone")
+        return b""
 
     spec = f"hfids/{hugging_face}:{tmp_path / 'downloads'}"
     with monkeypatch.context() as patch:
-        patch.setattr(streams, "_stream", broken)
-        with pytest.raises(InputError, match="cannot read data .*: gone"):
+        patch.setattr(hf, "_encoded", broken)
+        with pytest.raises(InputError, match=r"cannot read data .*: gone"):
             open_data(spec, tmp_path)
     assert len(open_data(spec, tmp_path).train) == 12
+
+
+@pytest.mark.parametrize("prefix", ["hfds", "hfids"])
+def test_labels_without_declared_names_are_their_own_names(tmp_path, prefix):
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    for part, labels in (("train", ["dog", "ant", "ant"]), ("validation", ["ant", "dog", "dog"])):
+        rows = {"image": [{"bytes": encoded(number), "path": None} for number in range(3)], "label": labels}
+        file = tmp_path / "hf" / f"{part}.parquet"
+        file.parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(file)
+    data = open_data(f"{prefix}/{tmp_path / 'hf'}:{tmp_path / 'downloads'}", tmp_path)
+    assert data.classes == ("ant", "dog")
+    assert list(data.train.targets) == [1, 0, 0]
+    assert list(data.val.targets) == [0, 1, 1]
 
 
 def test_hugging_face_image_folders(tmp_path):
@@ -331,18 +347,64 @@ def test_missing_columns_are_refused(tmp_path):
         open_data(f"hfds/{folder}:{tmp_path / 'downloads'}", tmp_path)
 
 
+# TensorFlow
+
+
+BUILDER = """
+import numpy as np
+import tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["x", "y"])
+        features = {"image": tfds.features.Image(shape=(16, 16, 3)), "label": label}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"train": self._generate_examples(20), "test": self._generate_examples(8)}
+
+    def _generate_examples(self, count):
+        for number in range(count):
+            yield number, {"image": np.full((16, 16, 3), 7 * number, np.uint8), "label": number % 2}
+"""
+
+
+def test_tensorflow_data(tmp_path):
+    if importlib.util.find_spec("tensorflow_datasets") is None:
+        pytest.skip("tensorflow-datasets is not installed")
+    package = tmp_path / "code" / "tiny"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "README.md").touch()
+    (package / "tiny_dataset_builder.py").write_text(BUILDER)
+    root = tmp_path / "prepared"
+    prepare = f"from tiny.tiny_dataset_builder import Builder; Builder(data_dir={str(root)!r}).download_and_prepare()"
+    subprocess.run([sys.executable, "-c", prepare], cwd=package.parent, check=True, capture_output=True)
+    data = open_data(f"tfds/tiny:{root}", tmp_path)
+    assert data.classes == ("x", "y")
+    assert (len(data.train), len(data.val)) == (20, 8)
+    numbers = [int(np.asarray(data.train[index][0])[0, 0, 0]) // 7 for index in range(20)]
+    assert sorted(numbers) == list(range(20))
+    assert [number % 2 for number in numbers] == list(data.train.targets)
+    with pytest.raises(InputError, match=r"cannot read data .*tfds build nothing"):
+        open_data(f"tfds/nothing:{root}", tmp_path)
+
+
 # Packages that are not there
 
 
 @pytest.mark.parametrize(
     ("spec", "package"),
-    [("hfds/x", "datasets"), ("hfids/x", "datasets"), ("tfds/x", "tensorflow"), ("wds/x:gs://x", "webdataset")],
+    [("hfds/x", "datasets"), ("hfids/x", "datasets"), ("wds/x:gs://x", "webdataset"), ("tfds/x", "tensorflow")],
 )
 def test_a_missing_package_names_its_pip_command(tmp_path, monkeypatch, spec, package):
     def missing(name):
         raise ModuleNotFoundError(f"No module named '{name}'")
 
     monkeypatch.setattr(packages, "import_module", missing)
+    monkeypatch.setattr(tensorflow_names.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(EnvironmentMissingError, match=f"pip install {package}$") as caught:
         open_data(spec, tmp_path)
     assert caught.value.exit_code == 3
