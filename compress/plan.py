@@ -96,7 +96,8 @@ def _scratch_notes(reasons: dict[str, str]) -> tuple[str, ...]:
     notes = []
     for reason in dict.fromkeys(filter(None, reasons.values())):
         who = " and ".join(role for role, why in reasons.items() if why == reason)
-        notes.append(f"{reason}: {who} {'train' if ' and ' in who else 'trains'} from scratch.".capitalize())
+        verb = "train" if " and " in who else "trains"
+        notes.append(f"{reason[0].upper()}{reason[1:]}: {who} {verb} from scratch.")
     return tuple(notes)
 
 
