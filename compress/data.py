@@ -16,7 +16,7 @@ from iekd.compress.datasets.names import read
 from iekd.compress.datasets.raw import RawData, check_same_classes, listed
 from iekd.compress.datasets.source import ImageSource, Labels, Source, Subset, evenly_spaced
 from iekd.compress.datasets.splits import balanced_subset, stratified_split
-from iekd.compress.datasets.verify import unreadable
+from iekd.compress.datasets.verify import Progress, unreadable
 from iekd.errors import InputError
 
 __all__ = ["ImageData", "ImageSource", "default_cache_dir", "load_data", "wrap_datasets"]
@@ -60,6 +60,7 @@ def load_data(
     limit: int | None = None,
     val_limit: int | None = None,
     cache_dir: Path | None = None,
+    on_checked: Progress | None = None,
 ) -> ImageData:
     """The data set that ``spec`` names.
 
@@ -71,13 +72,21 @@ def load_data(
         limit: train on a balanced subset of this many images.
         val_limit: the same for validation.
         cache_dir: for what need not be done twice; None: the user's cache folder.
+        on_checked: told, while images are checked, how many of how many are.
 
     Raises:
         InputError: an unknown name, or data that cannot be used; says which image, class or folder, and why.
         EnvironmentMissingError: a package that this kind of data needs is not installed.
     """
     cache_dir = cache_dir or default_cache_dir()
-    return _prepare(read(spec, cache_dir), val_fraction, seed, skip_bad_images, limit, val_limit, cache_dir)
+    raw = read(spec, cache_dir)
+    _refuse_unusable(raw)
+    train, val = _split(raw, val_fraction, seed)
+    train = _limited(train, limit, seed, len(raw.classes), "--train-limit")
+    val = _limited(val, val_limit, seed, len(raw.classes), "--val-limit")
+    train, bad_train = _readable(train, skip_bad_images, cache_dir, on_checked)
+    val, bad_val = _readable(val, skip_bad_images, cache_dir, on_checked)
+    return _described(raw, train, val, bad_train + bad_val)
 
 
 def wrap_datasets(train: Any, val: Any, classes: Sequence[str] | None = None) -> ImageData:
@@ -98,7 +107,8 @@ def wrap_datasets(train: Any, val: Any, classes: Sequence[str] | None = None) ->
     if len(names) < count:
         raise InputError(f"there are labels up to {count - 1} but {len(names)} class names.", "Name every class.")
     raw = RawData(type(train).__name__, names, *sources)
-    return _prepare(raw, None, 0, False, None, None, default_cache_dir())
+    _refuse_unusable(raw)
+    return _described(raw, *sources, skipped=0)
 
 
 def _own_names(train: Any, val: Any) -> Sequence[str]:
@@ -114,34 +124,16 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "iekd-compress"
 
 
-def _prepare(
-    raw: RawData,
-    val_fraction: float | None,
-    seed: int,
-    skip_bad_images: bool,
-    limit: int | None,
-    val_limit: int | None,
-    cache_dir: Path,
-) -> ImageData:
-    classes = raw.classes
-    if len(classes) < 2:
-        raise InputError(f"{raw.name} has one class, '{classes[0]}'.", "A classifier needs two or more.")
-    _refuse_foreign_labels(raw)
-    train, val = _split(raw, val_fraction, seed)
-    _refuse_empty_classes(train, val, raw)
-    train = _limited(train, limit, seed, len(classes), "--train-limit")
-    val = _limited(val, val_limit, seed, len(classes), "--val-limit")
-    train, bad_train = _readable(train, skip_bad_images, cache_dir)
-    val, bad_val = _readable(val, skip_bad_images, cache_dir)
+def _described(raw: RawData, train: Source, val: Source, skipped: int) -> ImageData:
     _refuse_empty_classes(train, val, raw)
     size = raw.image_size or _typical_size(train)
     return ImageData(
         name=raw.name,
-        classes=classes,
+        classes=raw.classes,
         train=train,
         val=val,
-        digest=_digest(classes, train, val),
-        skipped=bad_train + bad_val,
+        digest=_digest(raw.classes, train, val),
+        skipped=skipped,
         default_size=size,
         augmentation=raw.augmentation or ("crop" if size <= _SMALL else "standard"),
     )
@@ -166,8 +158,9 @@ def _limited(source: Source, limit: int | None, seed: int, classes: int, flag: s
     return Subset(source, balanced_subset(source.targets, limit, seed, classes))
 
 
-def _readable(source: Source, skip: bool, cache_dir: Path) -> tuple[Source, int]:
-    bad = unreadable(source, cache_dir, stop_at_first=not skip)
+def _readable(source: Source, skip: bool, cache_dir: Path, on_checked: Progress | None) -> tuple[Source, int]:
+    """The source without its unreadable images, and their number."""
+    bad = unreadable(source, cache_dir, stop_at_first=not skip, on_checked=on_checked)
     if not bad:
         return source, 0
     if not skip:
@@ -175,7 +168,10 @@ def _readable(source: Source, skip: bool, cache_dir: Path) -> tuple[Source, int]
     return Subset(source, np.setdiff1d(np.arange(len(source)), list(bad))), len(bad)
 
 
-def _refuse_foreign_labels(raw: RawData) -> None:
+def _refuse_unusable(raw: RawData) -> None:
+    """Refuse data of fewer than two classes, or with images of none of them."""
+    if len(raw.classes) < 2:
+        raise InputError(f"{raw.name} has one class, {listed(raw.classes)}.", "A classifier needs two or more.")
     for part, source in (("train", raw.train), ("val", raw.val)):
         labels = source.targets if source is not None else np.empty(0)
         outside = labels[(labels < 0) | (labels >= len(raw.classes))]

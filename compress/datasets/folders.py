@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from iekd.compress.datasets.raw import RawData, check_same_classes
-from iekd.compress.datasets.source import Labels, Source, UnreadableImageError, check_decodes, decode
+from iekd.compress.datasets.source import Labels, Source, check_decodes, decode, unreadable_image
 from iekd.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff")
@@ -22,7 +22,6 @@ _LAYOUT = "Give each class a folder: PATH/train/CLASS/*.jpg and PATH/val/CLASS/*
 class ImageFile(NamedTuple):
     """A file as the folder listing shows it."""
 
-    path: str
     name: str
     """Path below the data set's root."""
     size: int
@@ -33,31 +32,41 @@ class FileSource(Source):
     """Image files.
 
     Args:
-        files: where they are.
+        root: of the data set.
+        files: below ``root``.
         targets: class indices (N,).
     """
 
-    def __init__(self, files: Sequence[ImageFile], targets: Sequence[int] | Labels) -> None:
+    def __init__(self, root: Path, files: Sequence[ImageFile], targets: Sequence[int] | Labels) -> None:
         super().__init__(targets)
-        self._files = files
+        self._root = str(root)
+        # Arrays: a million Python objects would be large, and copied to every worker process as soon as it counts
+        # references to them.
+        self._names = np.array([os.fsencode(file.name) for file in files], dtype=np.bytes_)
+        self._sizes = np.array([file.size for file in files], dtype=np.int64)
+        self._changed_ns = np.array([file.changed_ns for file in files], dtype=np.int64)
 
     def image(self, index: int) -> Image.Image:  # noqa: D102
-        path = self._files[index].path
-        return decode(_contents(path), path)
+        return decode(self._contents(index), self.label(index))
 
     def check(self, index: int) -> None:  # noqa: D102
-        path = self._files[index].path
-        check_decodes(_contents(path), path)
+        check_decodes(self._contents(index), self.label(index))
 
     def label(self, index: int) -> str:  # noqa: D102
-        return self._files[index].path
+        return f"{self._root}/{os.fsdecode(self._names[index])}"
 
     def identity(self, index: int) -> str:  # noqa: D102
-        return f"{self._files[index].name}:{self._files[index].size}"
+        return f"{os.fsdecode(self._names[index])}:{self._sizes[index]}"
 
     def stamp(self, index: int) -> str:  # noqa: D102
-        file = self._files[index]
-        return f"{file.path}:{file.size}:{file.changed_ns}"
+        return f"{self.label(index)}:{self._sizes[index]}:{self._changed_ns[index]}"
+
+    def _contents(self, index: int) -> bytes:
+        try:
+            with open(self.label(index), "rb") as handle:
+                return handle.read()
+        except OSError as error:
+            raise unreadable_image(self.label(index), str(error.strerror)) from error
 
 
 def load_folder(path: str) -> RawData:
@@ -87,7 +96,7 @@ def load_folder(path: str) -> RawData:
 
 def _scan(tree: Path, root: Path) -> tuple[tuple[str, ...], FileSource]:
     classes = tuple(sorted(entry.name for entry in tree.iterdir() if entry.is_dir() and entry.name[0] != "."))
-    found = [sorted(_images(str(tree / name), len(str(root)) + 1)) for name in classes]
+    found = [sorted(_images(tree / name, root)) for name in classes]
     if not any(found):
         loose = any(entry.suffix.lower() in EXTENSIONS for entry in tree.iterdir())
         what = "images, but none in a class folder" if loose else "no images"
@@ -96,34 +105,28 @@ def _scan(tree: Path, root: Path) -> tuple[tuple[str, ...], FileSource]:
         if not files:
             raise InputError(f"class folder {tree / name} has no images.", "Add images to it, or remove the folder.")
     targets = np.repeat(np.arange(len(classes)), [len(files) for files in found])
-    return classes, FileSource([file for files in found for file in files], targets)
+    return classes, FileSource(root, [file for files in found for file in files], targets)
 
 
-def _images(folder: str, strip: int) -> list[ImageFile]:
+def _images(folder: Path, root: Path) -> list[ImageFile]:
     """All image files below ``folder``; hidden ones are not looked at."""
+    prefix = f"{os.path.relpath(folder, root)}/"
     found: list[ImageFile] = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                found += _images(entry.path, strip)
+                found += _images(Path(entry.path), root)
             elif entry.name.lower().endswith(EXTENSIONS):
-                found.append(image_file(entry.path, entry.path[strip:]))
+                found.append(image_file(entry, prefix + entry.name))
     return found
 
 
-def image_file(path: str, name: str) -> ImageFile:
+def image_file(path: Path | os.DirEntry[str], name: str) -> ImageFile:
     """The file at ``path``, which the data set calls ``name``."""
     try:
-        status = Path(path).stat()
+        status = path.stat()
     except OSError:  # such as a link to nowhere: listed all the same, for reading it will say what is wrong
-        return ImageFile(path, name, 0, 0)
-    return ImageFile(path, name, status.st_size, status.st_mtime_ns)
-
-
-def _contents(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(path, str(error.strerror)) from error
+        return ImageFile(name, 0, 0)
+    return ImageFile(name, status.st_size, status.st_mtime_ns)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from iekd.compress.datasets.packages import need
 from iekd.compress.datasets.raw import RawData, listed
-from iekd.compress.datasets.source import Labels, Source, UnreadableImageError, check_decodes, decode
+from iekd.compress.datasets.source import Labels, Source, check_decodes, decode, unreadable_image
 from iekd.compress.datasets.streams import SpooledSource, spooled, spooled_labels
 from iekd.errors import IekdError, InputError
 
@@ -159,7 +159,7 @@ def _encoded(stored: Any, name: str) -> bytes:
     try:
         return Path(stored.get("path") or "").read_bytes()
     except OSError as error:
-        raise UnreadableImageError(name, str(error.strerror)) from error
+        raise unreadable_image(name, str(error.strerror)) from error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from PIL import Image
 from iekd.compress.datasets.folders import VAL_FOLDERS
 from iekd.compress.datasets.raw import RawData
 from iekd.compress.datasets.remote_shards import fetch_shards
-from iekd.compress.datasets.source import Source, UnreadableImageError, check_decodes, decode
+from iekd.compress.datasets.source import Source, check_decodes, decode, unreadable_image
 from iekd.errors import InputError
 
 INFO_FILES = ("_info.json", "info.json")
@@ -76,7 +76,7 @@ class ShardSource(Source):
                 handle.seek(place.offset)
                 return handle.read(place.size)
         except OSError as error:
-            raise UnreadableImageError(self.label(index), str(error.strerror)) from error
+            raise unreadable_image(self.label(index), str(error.strerror)) from error
 
 
 def load_shards(spec: str, name: str, root: str, cache_dir: Path) -> RawData:

@@ -34,13 +34,23 @@ class ImageSource(Protocol):
 
 
 class UnreadableImageError(InputError):
-    """An image that cannot be decoded."""
+    """An image that cannot be decoded.
 
-    def __init__(self, label: str, reason: str) -> None:
-        super().__init__(
-            f"cannot read image {label}: {reason}.",
-            "Replace or remove it, or add --skip-bad-images to go on without it.",
-        )
+    Args:
+        message: which, and why; or what a DataLoader makes of that when a worker process raises it, namely a text that
+            ends with the traceback's last line.
+    """
+
+    _HINT = "Replace or remove it, or add --skip-bad-images to go on without it."
+
+    def __init__(self, message: str) -> None:
+        last_line = message.rstrip().rpartition("UnreadableImageError: ")[2]
+        super().__init__(last_line.removesuffix(f"  {self._HINT}"), self._HINT)
+
+
+def unreadable_image(label: str, reason: str) -> UnreadableImageError:
+    """The error for the image that messages call ``label``."""
+    return UnreadableImageError(f"cannot read image {label}: {reason}.")
 
 
 class Source(ABC):
@@ -172,9 +182,9 @@ def decoding(label: str) -> Iterator[None]:
     try:
         yield
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(label, "it is not an image, or of an unknown format") from error
+        raise unreadable_image(label, "it is not an image, or of an unknown format") from error
     except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(label, " ".join(str(error).split()) or type(error).__name__) from error
+        raise unreadable_image(label, " ".join(str(error).split()) or type(error).__name__) from error
 
 
 def evenly_spaced(length: int, count: int) -> range:

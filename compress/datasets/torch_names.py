@@ -70,8 +70,8 @@ def _source(dataset: Any, root: Path, name: str) -> Source:
     files = _files(dataset)
     if files is None:
         return MappedSource(dataset, name)
-    named = [image_file(path, os.path.relpath(path, root)) for path, _ in files]
-    return FileSource(named, [target for _, target in files])
+    named = [image_file(Path(path), os.path.relpath(path, root)) for path, _ in files]
+    return FileSource(root, named, [target for _, target in files])
 
 
 def _files(dataset: Any) -> list[tuple[str, int]] | None:

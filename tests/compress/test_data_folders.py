@@ -13,7 +13,9 @@ from PIL import Image
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.datasets import verify
 from iekd.compress.datasets.splits import balanced_subset, stratified_split
-from iekd.compress.views import auto_workers
+from iekd.compress.views import ViewDataset, auto_workers, train_loader
+from iekd.errors import InputError
+from iekd.models.preprocessing import Preprocessing
 
 
 @pytest.fixture
@@ -112,13 +114,13 @@ def test_a_damaged_image_is_skipped_and_counted(tmp_path, load):
 def test_images_are_checked_once_and_again_when_they_change(tmp_path, load, monkeypatch):
     root = write_split(tmp_path / "data", ending="jpg")
     checked = []
-    inner = verify._failures
+    inner = verify._checked
 
     def counting(source, indices):
         checked.append(len(indices))
         return inner(source, indices)
 
-    monkeypatch.setattr(verify, "_failures", counting)
+    monkeypatch.setattr(verify, "_checked", counting)
     load(root)
     load(root)
     file = root / "train" / "bee" / "008.jpg"
@@ -126,6 +128,12 @@ def test_images_are_checked_once_and_again_when_they_change(tmp_path, load, monk
     assert load(root, skip_bad_images=True).skipped == 1
     assert load(root, skip_bad_images=True).skipped == 1
     assert checked == [18, 9, 0, 0, 1, 0, 1, 0]
+
+
+def test_checking_reports_its_progress(tmp_path, load):
+    told: list[tuple[int, int]] = []
+    load(write_split(tmp_path / "data"), on_checked=lambda done, total: told.append((done, total)))
+    assert told == [(18, 18), (9, 9)]
 
 
 def test_without_a_writable_cache_data_is_checked_all_the_same(tmp_path):
@@ -168,6 +176,18 @@ def test_default_size_follows_the_short_side(tmp_path, load, side, size):
     data = load(root)
     assert data.default_size == size
     assert data.augmentation == ("crop" if size <= 64 else "standard")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_gone_in_mid_training_is_named_in_one_line(tmp_path, load, workers):
+    data = load(write_split(tmp_path / "data"))
+    gone = tmp_path / "data" / "train" / "bee" / "007.png"
+    gone.unlink()
+    dataset = ViewDataset(data.train, Preprocessing(size=8), "crop", 0)
+    with pytest.raises(InputError) as caught:
+        list(train_loader(dataset, batch_size=6, epoch=0, seed=0, views=None, workers=workers))
+    assert caught.value.message == f"cannot read image {gone}: No such file or directory."
+    assert caught.value.hint.startswith("Replace or remove it")
 
 
 def test_files_are_worth_workers(tmp_path, load):
