@@ -178,6 +178,7 @@ def test_default_size_follows_the_short_side(tmp_path, load, side, size):
     assert data.augmentation == ("crop" if size <= 64 else "standard")
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 and 3.13
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_is_gone_in_mid_training_is_named_in_one_line(tmp_path, load, workers):
     data = load(write_split(tmp_path / "data"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections import Counter
 
@@ -163,10 +164,17 @@ def test_strong_changes_more_than_geometry():
     assert len(colours) > 5
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # Python 3.12 and 3.13
 def test_worker_processes_change_nothing(data):
     for here, there in zip(batches(views(data, "strong")), batches(views(data, "strong"), workers=2), strict=True):
         assert isinstance(here, Batch)
         assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
+
+
+def test_a_view_data_set_can_be_pickled(data):
+    """Python 3.14 starts worker processes that way."""
+    copy = pickle.loads(pickle.dumps(views(data, "strong")))
+    assert torch.equal(copy[5, 2].image, views(data, "strong")[5, 2].image)
 
 
 def test_an_epoch_shows_every_image_once_in_an_order_of_its_own(data):
