@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,3 +34,15 @@ def write_split(root: Path, train: int = 6, val: int = 3, *, ending: str = "png"
     write_tree(root / "train", dict.fromkeys(names, train), ending=ending)
     write_tree(root / val_name, dict.fromkeys(names, val), ending=ending, first=500)
     return root
+
+
+def encoded(number: int, kind: str = "JPEG") -> bytes:
+    """:func:`picture` as the bytes of a file."""
+    stream = io.BytesIO()
+    picture(number).save(stream, kind)
+    return stream.getvalue()
+
+
+def decoded(data: bytes) -> bytes:
+    """The RGB pixels in the bytes of a file."""
+    return Image.open(io.BytesIO(data)).convert("RGB").tobytes()
