@@ -116,7 +116,6 @@ def open_data(config: RunConfig) -> ImageData:
         skip_bad_images=config.skip_bad_images,
         limit=config.train_limit,
         val_limit=config.val_limit,
-        cache_dir=config.folder / "cache" / "data",
     )
 
 

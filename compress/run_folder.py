@@ -145,7 +145,10 @@ def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict
     settings = dataclasses.asdict(config)
     if file.exists():
         state = _read_state(file)
-        _refuse_other_config(path, state, settings, identity)
+        if _nothing_made(path, state):
+            state["stages"] = {}
+        else:
+            _refuse_other_config(path, state, settings, identity)
     else:
         foreign = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
         if foreign:
@@ -156,6 +159,11 @@ def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict
     state.update(iekd_version=__version__, config=settings, identity=identity)
     write_json(file, state)
     return state
+
+
+def _nothing_made(path: Path, state: dict[str, Any]) -> bool:
+    """Did the run end before it trained anything, so that a corrected command may take its place?"""
+    return state["stages"].keys() <= {"plan"} and not (path / "checkpoints").exists()
 
 
 def _read_state(file: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,7 +22,7 @@ from iekd.deploy.results import ClassAccuracy, Curve, Latency, ModelResult
 INK, FAINT, TEACHER, STUDENT = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", TEACHER: "var(--teacher)", STUDENT: "var(--student)"}
 _COLOURS = {"teacher": TEACHER, "student": STUDENT}
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "iekd",
     "font.family": "sans-serif",

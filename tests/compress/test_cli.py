@@ -128,7 +128,7 @@ def test_bad_folders(small_folder: Path, tmp_path: Path) -> None:
     refused(command(*flags(small_folder), cwd=tmp_path), "dark/0.jpg", "--skip-bad-images")
     (small_folder / "val" / "purple").mkdir()
     Image.new("RGB", (40, 40)).save(small_folder / "val" / "purple" / "0.png")
-    refused(command(*flags(small_folder), cwd=tmp_path), "purple", "train")
+    refused(command(*flags(small_folder), cwd=tmp_path), "purple", "val/")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

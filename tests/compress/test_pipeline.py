@@ -192,15 +192,14 @@ run(**json.loads(sys.argv[1]), observer=Killer())
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_weights(tmp_path: Path, finished_run: Path) -> None:
-    """One run, killed with SIGKILL again and again, each time later, and then left alone."""
-    options = json.dumps(settings(out=str(tmp_path / "run")))
+def test_killed_in_every_stage_it_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """One run, killed with SIGKILL again and again, each time later, and then left alone; another, never disturbed."""
 
-    def start(stage: str, at: int) -> int:
+    def start(folder: str, stage: str, at: int) -> int:
+        options = json.dumps(settings(out=str(tmp_path / folder)))
+        command = [sys.executable, "-c", KILLER, options, stage, str(at)]
         env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [sys.executable, "-c", KILLER, options, stage, str(at)], env=env, capture_output=True, timeout=300
-        ).returncode
+        return subprocess.run(command, env=env, capture_output=True, timeout=300).returncode
 
     kills = [
         ("teacher", 2),
@@ -213,16 +212,17 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(tmp_path: Path, fin
         ("benchmark", 40),
     ]
     for stage, at in kills:
-        assert start(stage, at) == -signal.SIGKILL, f"was not running {stage} any more"
-    assert start("none", 0) == 0
+        assert start("killed", stage, at) == -signal.SIGKILL, f"was not running {stage} any more"
+    assert start("killed", "none", 0) == 0
+    assert start("whole", "none", 0) == 0
     for role in ("teacher", "student"):
-        whole = load_file(finished_run / role / "model.safetensors")
-        resumed = load_file(tmp_path / "run" / role / "model.safetensors")
+        whole = load_file(tmp_path / "whole" / role / "model.safetensors")
+        resumed = load_file(tmp_path / "killed" / role / "model.safetensors")
         assert whole.keys() == resumed.keys()
         assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), role
-    before, after = (read_report(folder / "report.json") for folder in (finished_run, tmp_path / "run"))
+    before, after = (read_report(tmp_path / folder / "report.json") for folder in ("whole", "killed"))
     assert before.curves == after.curves
-    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert not list((tmp_path / "killed").rglob("*.tmp"))
 
 
 def test_an_objective_that_turns_nan_keeps_what_was_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

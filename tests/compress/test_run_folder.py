@@ -75,22 +75,29 @@ def test_two_runs_cannot_write_to_one_folder(tmp_path: Path) -> None:
 
 
 def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
-    with opened(tmp_path / "run", epochs=3):
-        pass
+    with opened(tmp_path / "run", epochs=3) as folder:
+        folder.stage("teacher", [], dict)
     with pytest.raises(RunFolderError, match="--epochs was 3 and is 4"), opened(tmp_path / "run", epochs=4):
         pass
 
 
+def test_a_run_that_made_nothing_gives_way_to_a_corrected_command(tmp_path: Path) -> None:
+    with opened(tmp_path / "run", epochs=3) as folder:
+        folder.stage("plan", [], dict)
+    with opened(tmp_path / "run", epochs=4) as folder:
+        assert folder.stages() == {}
+
+
 def test_limits_may_change(tmp_path: Path) -> None:
-    with opened(tmp_path / "run", min_retained=0.9):
-        pass
+    with opened(tmp_path / "run", min_retained=0.9) as folder:
+        folder.stage("teacher", [], dict)
     with opened(tmp_path / "run", min_retained=0.95, max_latency="2ms"):
         pass
 
 
 def test_other_data_is_refused(tmp_path: Path) -> None:
-    with opened(tmp_path / "run"):
-        pass
+    with opened(tmp_path / "run") as folder:
+        folder.stage("teacher", [], dict)
     with pytest.raises(RunFolderError, match="other data"), opened(tmp_path / "run", data="changed"):
         pass
 
