@@ -189,7 +189,7 @@ def predict(
     from iekd.deploy.predict import predict as classify
 
     for image, name, share in classify(model, images):
-        out.print(f"{image}\t{name}\t{share:.3f}", highlight=False, markup=False, soft_wrap=True)
+        typer.echo(f"{image}\t{name}\t{share:.3f}")  # Rich would turn the tabs into spaces
 
 
 @app.command()

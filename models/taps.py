@@ -20,7 +20,7 @@ class Features(NamedTuple):
     logits: Tensor
     """(B, classes)"""
     taps: tuple[Tensor, ...]
-    """One map (B, C, H, W) a tap, in the order of ``Tapped.stages``."""
+    """One map (B, C, H, W) a tap, from the input's end to the output's."""
 
 
 class TapShape(NamedTuple):
@@ -50,7 +50,8 @@ class Tapped(nn.Module):
         self.network = network
         self.native = hasattr(network, "forward_intermediates") and hasattr(network, "forward_head")
         self.available = _stages(network) if self.native else _map_modules(network)
-        self.stages = tuple(_resolve(tap, len(self.available), type(network).__name__) for tap in taps)
+        chosen = {_resolve(tap, len(self.available), type(network).__name__) for tap in taps}
+        self.stages = tuple(sorted(chosen))
 
     def forward(self, images: Tensor) -> Features:
         """Logits and taps of a batch (B, 3, H, W)."""

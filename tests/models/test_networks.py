@@ -1,0 +1,173 @@
+"""Names, artefacts and taps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from iekd.errors import InputError
+from iekd.models.aliases import ALIASES
+from iekd.models.checkpoint import Artefact, load_artefact, load_state, read_weights, save_artefact
+from iekd.models.preprocessing import Preprocessing
+from iekd.models.registry import Architecture, build, count_macs, count_parameters, resolve
+from iekd.models.taps import Tapped
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES))
+def test_every_alias_is_a_timm_model(alias: str) -> None:
+    assert resolve(alias) == Architecture("timm", ALIASES[alias])
+    assert timm.is_model(ALIASES[alias])
+
+
+def test_unknown_names_get_close_matches() -> None:
+    with pytest.raises(InputError, match=r"Did you mean .*resnet50"):
+        resolve("resnett50")
+
+
+def test_counts_are_the_known_ones() -> None:
+    """ResNet-18 at 224: 11.69 M parameters and 1.82 G multiply-accumulates (timm's results tables)."""
+    network = build(Architecture("timm", "resnet18"), 1000, 224)
+    assert count_parameters(network) == 11_689_512
+    assert count_macs(network, 224) == pytest.approx(1.82e9, rel=0.01)
+    assert network.training
+
+
+def test_a_network_of_another_class_count_is_refused() -> None:
+    with pytest.raises(InputError, match=r"\(1, 1000\) instead of \(1, 3\)"):
+        build(_fixed(), 3, 32)
+
+
+def _fixed() -> Architecture:
+    module = type(sys)("fixed_network")
+    module.build = lambda: timm.create_model("resnet10t")  # type: ignore[attr-defined]
+    sys.modules["fixed_network"] = module
+    return Architecture("function", "fixed_network:build")
+
+
+def artefact(name: str = "mobilenetv3_small_050", classes: int = 3) -> Artefact:
+    torch.manual_seed(0)
+    return Artefact(
+        build(Architecture("timm", name), classes, 32),
+        Architecture("timm", name),
+        tuple("abc"[:classes]),
+        Preprocessing(size=32, mean=(0.5, 0.5, 0.5)),
+        {"accuracy": 0.5},
+    )
+
+
+def test_an_artefact_comes_back_exactly_in_another_process(tmp_path: Path) -> None:
+    saved = artefact()
+    save_artefact(tmp_path / "a", saved)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    expected = saved.network.eval()(images)
+    code = (
+        "import sys, torch; from pathlib import Path; from iekd.models.checkpoint import load_artefact\n"
+        "images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))\n"
+        "a = load_artefact(Path(sys.argv[1])); torch.save(a.network.eval()(images).detach(), sys.argv[2])\n"
+        "assert a.classes == ('a', 'b', 'c') and a.preprocessing.mean == (0.5, 0.5, 0.5)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a"), str(tmp_path / "out.pt")], check=True)
+    assert torch.equal(torch.load(tmp_path / "out.pt"), expected)
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["model.json", "model.safetensors"]
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    save_artefact(tmp_path / "a", artefact())
+    weights = tmp_path / "a" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        load_artefact(tmp_path / "a")
+
+
+def test_a_newer_artefact_is_refused(tmp_path: Path) -> None:
+    save_artefact(tmp_path / "a", artefact())
+    file = tmp_path / "a" / "model.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
+    with pytest.raises(InputError, match="newer version"):
+        load_artefact(tmp_path / "a")
+
+
+def test_weights_of_another_architecture_are_refused_with_an_example() -> None:
+    with pytest.raises(InputError, match="another architecture"):
+        load_state(artefact().network, timm.create_model("resnet10t").state_dict(), "FILE")
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
+def test_another_class_count_is_refused_unless_the_head_may_be_adapted(name: str) -> None:
+    arguments = {"img_size": 32} if name.startswith("vit") else {}
+    own = timm.create_model(name, num_classes=3, **arguments)
+    other = timm.create_model(name, num_classes=7, **arguments).state_dict()
+    with pytest.raises(InputError, match="trained for 7 classes, the data has 3"):
+        load_state(own, other, "FILE")
+    head = own.get_classifier().weight.clone()
+    load_state(own, other, "FILE", adapt_head=True)
+    assert torch.equal(own.get_classifier().weight, head)
+    first = next(iter(other))
+    assert torch.equal(own.state_dict()[first], other[first])
+
+
+def test_a_pickle_with_code_in_it_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            import os
+
+            return os.system, (f"touch {tmp_path / 'hacked'}",)
+
+    torch.save({"weight": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(InputError, match="cannot read weights"):
+        read_weights(tmp_path / "evil.pth")
+    assert not (tmp_path / "hacked").exists()
+
+
+FAMILIES = ["resnet18", "mobilenetv2_100", "efficientnet_b0", "convnext_atto", "vit_tiny_patch16_224", "regnety_002"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_taps_see_what_the_network_computes(name: str) -> None:
+    network = build(Architecture("timm", name), 5, 64).eval()
+    tapped = Tapped(network, (-1, -2)).eval()
+    images = torch.randn(2, 3, 64, 64)
+    features = tapped(images)
+    assert torch.allclose(features.logits, network(images), atol=1e-5)
+    shapes = tapped.shapes(64)
+    assert [tuple(tap.shape[1:]) for tap in features.taps] == [tuple(shape) for shape in shapes]
+    assert list(tapped.stages) == sorted(tapped.stages), "in the network's order, whatever order they were asked in"
+    assert features.taps[0].shape[-1] >= features.taps[1].shape[-1]
+    assert set(dict(tapped.named_parameters())) == {f"network.{key}" for key, _ in network.named_parameters()}
+
+
+class Plain(nn.Module):
+    """A network without ``forward_intermediates``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, stride=2)
+        self.second = nn.Conv2d(6, 9, 3, stride=2)
+        self.head = nn.Linear(9, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(images).relu()).mean((2, 3)))
+
+
+def test_networks_without_stages_are_tapped_by_hooks() -> None:
+    network = Plain()
+    tapped = Tapped(network, (-1, 0))
+    images = torch.randn(2, 3, 64, 64)
+    features = tapped(images)
+    assert torch.equal(features.taps[0], network.first(images))
+    assert features.taps[1].shape[1] == 9
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_missing_tap_is_named() -> None:
+    with pytest.raises(InputError, match="has no tap 7"):
+        Tapped(Plain(), (7,))
