@@ -27,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-out = Console()
+out = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
 err = Console(stderr=True)
 
 

@@ -44,6 +44,12 @@ class Job:
         return self.accelerator.device  # type: ignore[no-any-return]
 
     @property
+    def precision(self) -> str:
+        """Of training."""
+        mixed = self.accelerator.mixed_precision
+        return "float32" if mixed == "no" else f"mixed {mixed}"
+
+    @property
     def workers(self) -> int:
         """Processes that load images."""
         return auto_workers(self.data) if self.config.workers is None else self.config.workers

@@ -95,7 +95,7 @@ def benchmark(job: Job) -> dict[str, Any]:
         "models": models,
         "retained": ratio_of_accuracies(correct["student"], correct["teacher"]).model_dump(),
         "speedup": run.ratio("teacher", "student").model_dump(),
-        "fingerprint": fingerprint(threads(job.config)).model_dump(),
+        "fingerprint": _fingerprint(job).model_dump(),
     }
     write_json(folder / "benchmark.json", found)
     return {"note": f"{accuracy['student'].top1.value:.1%} at {run.latency['student'].median.value:.2f} ms"}
@@ -137,6 +137,12 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
     )
     write_report(report, job.folder)
     return report
+
+
+def _fingerprint(job: Job) -> results.Fingerprint:
+    found = fingerprint(threads(job.config))
+    found.extra["training"] = f"{job.device.type}, {job.accelerator.num_processes} process(es), {job.precision}"
+    return found
 
 
 def open_session(config: RunConfig, path: Path) -> Session:

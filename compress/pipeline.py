@@ -97,7 +97,7 @@ def run_stages(
                 one_process=True,
             ),
             "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
-            "report": lambda: make_report(job, folder.stages(), plan.notes, command_line()),
+            "report": lambda: folder.once(lambda: make_report(job, folder.stages(), plan.notes, command_line())),
         }
         result = None
         for name, do in stages.items():

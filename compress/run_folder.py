@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -21,6 +21,7 @@ from iekd.errors import RunFolderError
 from iekd.files import disk_errors, sha256_of, write_json, write_text
 
 FORMAT = 1
+T = TypeVar("T")
 _STATE = "run.json"
 _CONFIG = "config.yaml"
 
@@ -98,6 +99,11 @@ class RunFolder:
             self._finish(name, outputs, result, seconds)
         self.observer.stage_finished(name, seconds, result.get("note", ""), False)
         return dict(result)
+
+    def once(self, work: Callable[[], T]) -> T:
+        """Let the main process do ``work``, and give its result to every process."""
+        result: T = self._same_everywhere(work() if self._accelerator.is_main_process else None)
+        return result
 
     def _finish(self, name: str, outputs: list[str], result: dict[str, Any], seconds: float) -> None:
         """Enter the stage; one that is done again makes everything that was built on the former one stale."""
