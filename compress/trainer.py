@@ -11,7 +11,7 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -103,8 +103,9 @@ def fit(
         raise ValueError(f"{name}: nothing to train")
     optimizer = create_optimizer_v2(task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
     history = _resume(folder / "last.pt", task, optimizer, accelerator.device)
-    wrapped, optimizer = accelerator.prepare(task, optimizer)
     first = history.epochs
+    wrapped, optimizer = accelerator.prepare(task, optimizer)
+    loop = _Loop(wrapped, optimizer, settings, name, folder, accelerator, observer, inputs)
     with _Events(events if accelerator.is_main_process else None, first) as writer:
         for epoch in range(first, settings.epochs):
             seed_everything(settings.seed, name, epoch)
@@ -112,7 +113,7 @@ def fit(
             if epoch == first:
                 observer.stage_started(name, settings.epochs * len(loader))
             task.train()
-            figures = _epoch(wrapped, loader, optimizer, settings, epoch, name, accelerator, observer, inputs, folder)
+            figures = loop.epoch(epoch, loader)
             if evaluate is not None:
                 task.eval()
                 figures |= evaluate()
@@ -127,37 +128,44 @@ def fit(
     return history
 
 
-def _epoch(
-    task: nn.Module,
-    loader: Iterable[Any],
-    optimizer: Any,
-    settings: FitSettings,
-    epoch: int,
-    name: str,
-    accelerator: Accelerator,
-    observer: Observer,
-    inputs: Callable[[Any], tuple[Any, ...]],
-    folder: Path,
-) -> Figures:
-    """One pass over ``loader``; returns the mean of each term and of their sum."""
-    steps = len(loader) if isinstance(loader, Sized) else 0
-    totals: dict[str, Tensor] = {}
-    for step, batch in enumerate(loader):
-        _set_lr(optimizer, learning_rate(settings, epoch * steps + step, steps))
-        terms: dict[str, Tensor] = task(*inputs(batch))
-        _refuse_non_finite(terms, name, epoch, step, folder)
+@dataclass(frozen=True)
+class _Loop:
+    """What every step of one training needs."""
+
+    task: nn.Module
+    optimizer: Any
+    settings: FitSettings
+    name: str
+    folder: Path
+    accelerator: Accelerator
+    observer: Observer
+    inputs: Callable[[Any], tuple[Any, ...]]
+
+    def epoch(self, epoch: int, loader: DataLoader[Any]) -> Figures:
+        """One pass over ``loader``; returns the mean of each term and of their sum."""
+        steps = len(loader)
+        totals: dict[str, Tensor] = {}
+        for step, batch in enumerate(loader):
+            _set_lr(self.optimizer, learning_rate(self.settings, epoch * steps + step, steps))
+            terms = self.step(batch, epoch, step)
+            for key, term in terms.items():
+                totals[key] = totals.get(key, torch.zeros_like(term)) + term
+            detail = f"epoch {epoch + 1}/{self.settings.epochs}  loss {terms['loss'].item():.3f}"
+            self.observer.stage_advanced(self.name, epoch * steps + step + 1, detail)
+        means = {key: self.accelerator.reduce(total / max(1, steps), "mean").item() for key, total in totals.items()}
+        return {**means, "lr": learning_rate(self.settings, epoch * steps, steps)}
+
+    def step(self, batch: Any, epoch: int, step: int) -> dict[str, Tensor]:
+        """One update; returns the terms and their sum ``loss``, detached, float64."""
+        terms: dict[str, Tensor] = self.task(*self.inputs(batch))
+        _refuse_non_finite(terms, self.name, epoch, step, self.folder)
         loss = torch.stack(list(terms.values())).sum()
-        accelerator.backward(loss)
-        if settings.clip_norm is not None:
-            accelerator.clip_grad_norm_(task.parameters(), settings.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for key, term in {**terms, "loss": loss}.items():
-            totals[key] = totals.get(key, torch.zeros_like(loss, dtype=torch.float64)) + term.detach().double()
-        done = epoch * steps + step + 1
-        observer.stage_advanced(name, done, f"epoch {epoch + 1}/{settings.epochs}  loss {loss.item():.3f}")
-    means = {key: accelerator.reduce(total / max(1, steps), "mean").item() for key, total in totals.items()}
-    return {**means, "lr": learning_rate(settings, epoch * steps, steps)}
+        self.accelerator.backward(loss)
+        if self.settings.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.task.parameters(), self.settings.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {key: term.detach().double() for key, term in {**terms, "loss": loss}.items()}
 
 
 def learning_rate(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
