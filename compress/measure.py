@@ -150,6 +150,11 @@ def open_session(config: RunConfig, path: Path) -> Session:
     return get_backend(BACKENDS[config.target]).load(path, threads=threads(config))
 
 
+def require_backend(config: RunConfig) -> None:
+    """Raise EnvironmentMissingError unless the target's runtime can be used here."""
+    get_backend(BACKENDS[config.target]).require()
+
+
 def threads(config: RunConfig) -> int:
     """Threads of a measured session."""
     return config.threads or len(os.sched_getaffinity(0))

@@ -15,7 +15,7 @@ from iekd.compress.config import RunConfig, make_config, to_yaml
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.distill import distill, load_teacher
 from iekd.compress.job import Job, make_accelerator
-from iekd.compress.measure import benchmark, export_models, make_report
+from iekd.compress.measure import benchmark, export_models, make_report, require_backend
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
 from iekd.compress.run_folder import RunFolder
@@ -72,6 +72,8 @@ def run_stages(
     until: str,
 ) -> Report | None:
     """Do the stages up to ``until`` (one of ``STAGES``) that the run folder does not hold yet."""
+    if STAGES.index(until) >= STAGES.index("export"):
+        require_backend(config)  # before hours of training, not after
     accelerator = make_accelerator(config)
     images = open_data(config) if isinstance(data, str) else data
     with RunFolder.open(config, {"data": images.digest}, observer, accelerator) as folder:

@@ -46,6 +46,10 @@ class Session(Protocol):
 class Backend(Protocol):
     """A module-level object that opens files."""
 
+    def require(self) -> None:
+        """Raise EnvironmentMissingError, naming the exact pip command, unless the runtime can be used here."""
+        ...
+
     def load(self, path: Path, *, threads: int = 0) -> Session:
         """Open an exported file.  ``threads`` 0 means the runtime's default.
 

@@ -22,6 +22,13 @@ class OnnxRuntime:
 
     def load(self, path: Path, *, threads: int = 0) -> Session:
         """See :class:`iekd.deploy.backends.Backend`."""
+        self.require()
+        if not path.is_file():
+            raise InputError(f"no ONNX file at {path}.", "Check the path.")
+        return OnnxSession(path, self.provider, threads)
+
+    def require(self) -> None:
+        """See :class:`iekd.deploy.backends.Backend`."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -32,9 +39,6 @@ class OnnxRuntime:
                 f"this ONNX Runtime has no {self.provider} (it has {', '.join(available)}).",
                 f"pip uninstall -y onnxruntime && {self.install}",
             )
-        if not path.is_file():
-            raise InputError(f"no ONNX file at {path}.", "Check the path.")
-        return OnnxSession(path, self.provider, threads)
 
 
 class OnnxSession:
@@ -93,7 +97,7 @@ class OnnxSession:
         return {
             "backend": f"ONNX Runtime {self._version}",
             "provider": self._provider.removesuffix("ExecutionProvider"),
-            "threads": str(self._threads or "default"),
+            "threads": f"{self._threads or 'default'} threads",
         }
 
     def close(self) -> None:

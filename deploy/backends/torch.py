@@ -37,7 +37,11 @@ class TorchSession:
 
     def describe(self) -> dict[str, str]:
         """See :class:`iekd.deploy.backends.Session`."""
-        return {"backend": f"PyTorch {torch.__version__}", "provider": "eager", "threads": str(torch.get_num_threads())}
+        return {
+            "backend": f"PyTorch {torch.__version__}",
+            "provider": "eager",
+            "threads": f"{torch.get_num_threads()} threads",
+        }
 
     def close(self) -> None:
         """See :class:`iekd.deploy.backends.Session`."""

@@ -1,0 +1,343 @@
+"""Export, sessions, statistics and the latency protocol, end to end on a small network."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from iekd.deploy import benchmark as bench
+from iekd.deploy.accuracy import measure_accuracy
+from iekd.deploy.backends import Array, get_backend
+from iekd.deploy.backends.torch import TorchSession
+from iekd.deploy.export import export_onnx, read_metadata
+from iekd.deploy.results import Interval
+from iekd.deploy.statistics import percentile, ratio_of_accuracies, ratio_of_medians, wilson
+from iekd.deploy.verdict import judge
+from iekd.deploy.verify import verify
+from iekd.errors import EnvironmentMissingError, InputError, VerificationError
+from iekd.models.preprocessing import Preprocessing
+
+HOW = Preprocessing(size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop_fraction=0.875)
+CLASSES = ("cat", "dög", 'quo"te')
+
+
+class Small(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU())
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.body(images).mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    return Small()
+
+
+@pytest.fixture(scope="module")
+def exported(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("onnx") / "small.onnx"
+    return export_onnx(network, path, preprocessing=HOW, classes=CLASSES, name="small")
+
+
+def images(count: int) -> Array:
+    return np.random.default_rng(1).standard_normal((count, 3, 16, 16), dtype=np.float32)
+
+
+def test_export_leaves_the_network_alone_and_says_nothing(
+    network: nn.Module, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    export_onnx(network, tmp_path / "a.onnx", preprocessing=HOW, classes=CLASSES, name="small")
+    assert network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"], "one file, weights inside"
+
+
+def test_what_travels_in_the_file(exported: Path) -> None:
+    metadata = read_metadata(exported)
+    assert (metadata.name, metadata.classes, metadata.preprocessing) == ("small", CLASSES, HOW)
+    model = onnx.load(str(exported))
+    assert max(entry.version for entry in model.opset_import) <= 20
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert "Dropout" not in {node.op_type for node in model.graph.node}, "exported as it runs, not as it trains"
+
+
+def test_a_network_that_cannot_be_exported_leaves_no_file(tmp_path: Path) -> None:
+    class Branching(Small):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return super().forward(images) if images.sum() > 0 else super().forward(-images)
+
+    with pytest.raises(VerificationError, match="cannot be exported"):
+        export_onnx(Branching(), tmp_path / "a.onnx", preprocessing=HOW, classes=CLASSES, name="branching")
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_onnx_files_are_refused(tmp_path: Path, exported: Path) -> None:
+    model = onnx.load(str(exported))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "bare.onnx"))
+    with pytest.raises(InputError, match="says nothing of its classes"):
+        read_metadata(tmp_path / "bare.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"\1\2\3")
+    with pytest.raises(InputError, match="cannot open"):
+        get_backend("onnxruntime").load(tmp_path / "broken.onnx")
+
+
+def sessions(exported: Path, network: nn.Module) -> list[object]:
+    return [get_backend("onnxruntime").load(exported, threads=1), TorchSession(network, (3, 16, 16))]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["onnxruntime", "torch"])
+def test_every_session_keeps_the_protocol(exported: Path, network: nn.Module, number: int) -> None:
+    session = sessions(exported, network)[number]
+    reference = network.eval()(torch.from_numpy(images(9))).detach().numpy()
+    assert session.input_shape == (3, 16, 16)  # type: ignore[attr-defined]
+    for count in (1, 2, 9):
+        assert np.abs(session.run(images(9)[:count]) - reference[:count]).max() < 1e-5  # type: ignore[attr-defined]
+    strided = np.ascontiguousarray(images(9).transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+    assert np.abs(session.run(strided) - reference).max() < 1e-5  # type: ignore[attr-defined]
+    for bad in (images(1).astype(np.float64), images(1)[0], images(1)[:, :2], images(1)[:0], images(1)[:, :, :8]):
+        with pytest.raises(InputError, match="the model takes"):
+            session.run(bad)  # type: ignore[attr-defined]
+    assert all(session.describe().values())  # type: ignore[attr-defined]
+    session.close()  # type: ignore[attr-defined]
+    session.close()  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="closed"):
+        session.run(images(1))  # type: ignore[attr-defined]
+
+
+def test_memory_stays_flat(exported: Path) -> None:
+    import resource
+
+    session, batch = get_backend("onnxruntime").load(exported, threads=1), images(4)
+    for _ in range(500):
+        session.run(batch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(10_000):
+        session.run(batch)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096, "kilobytes"
+
+
+def test_a_provider_that_is_missing_is_no_silent_fallback(exported: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(EnvironmentMissingError, match=r"CUDAExecutionProvider.*iekd-compress\[gpu\]"):
+        get_backend("onnxruntime-cuda").load(exported)
+
+
+def test_verification_passes_and_tells_by_how_much(exported: Path, network: nn.Module) -> None:
+    ort, torch_ = sessions(exported, network)
+    found = verify(ort, torch_, images(32), name="small")  # type: ignore[arg-type]
+    assert (found.images, found.top1_agreement) == (32, 1.0)
+    assert 0 <= found.relative_difference < 1e-5
+
+
+def test_verification_catches_a_file_that_computes_something_else(exported: Path, network: nn.Module) -> None:
+    """One weight of the head changed by a hundredth of a logit's size."""
+    other = Small()
+    other.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        other.head.bias[0] += 0.02
+    with pytest.raises(VerificationError, match="differs from the PyTorch network"):
+        verify(sessions(exported, network)[0], TorchSession(other, (3, 16, 16)), images(32), name="small")  # type: ignore[arg-type]
+
+
+class Fixed:
+    """A session that answers with given logits."""
+
+    input_shape = (3, 16, 16)
+
+    def __init__(self, logits: list[list[float]]) -> None:
+        self.logits = np.array(logits, np.float32)
+
+    def run(self, images: Array) -> Array:
+        return self.logits[: len(images)]
+
+    def describe(self) -> dict[str, str]:
+        return {}
+
+    def close(self) -> None: ...
+
+
+def test_a_tie_within_rounding_may_fall_either_way() -> None:
+    one, other = Fixed([[1.0, 1.00001], [5.0, 0.0]]), Fixed([[1.00001, 1.0], [5.0, 0.0]])
+    assert verify(other, one, images(2), name="x").top1_agreement == 0.5
+
+
+def test_accuracy_counts_by_class() -> None:
+    session = Fixed([[2, 1, 0], [0, 3, 1], [0, 3, 1], [1, 0, 0]])
+    found, correct = measure_accuracy(session, [(images(4), np.array([0, 1, 2, 2]))], CLASSES)
+    assert (found.correct, found.total) == (2, 4)
+    assert correct.tolist() == [True, True, False, False]
+    assert [(entry.name, entry.correct, entry.total) for entry in found.per_class] == [
+        ("cat", 1, 1),
+        ("dög", 1, 1),
+        ('quo"te', 0, 2),
+    ]
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 10), (10, 10), (355, 359), (1, 3)])
+def test_wilson_is_scipy_s(correct: int, total: int) -> None:
+    expected = stats.binomtest(correct, total).proportion_ci(0.95, "wilson")
+    found = wilson(correct, total)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@pytest.mark.parametrize("q", [50, 90, 99])
+def test_the_percentile_s_interval_covers_it(q: float) -> None:
+    """Of 400 samples of 500 at least 93 % must hold the true percentile: nominal 95 %, less four standard errors."""
+    random = np.random.default_rng(0)
+    truth = stats.lognorm.ppf(q / 100, 1)
+    found = [percentile(random.lognormal(0, 1, 500), q) for _ in range(400)]
+    assert np.mean([interval.low <= truth <= interval.high for interval in found]) > 0.91
+    assert all(interval.low <= interval.value <= interval.high for interval in found)
+
+
+def test_the_ratio_s_interval_covers_it_although_the_machine_drifts() -> None:
+    random, held = np.random.default_rng(1), 0
+    for trial in range(200):
+        drift = 1 + 0.3 * np.sin(np.linspace(0, 6, 30) + trial)
+        a = [random.normal(10, 0.8, 9) * mood for mood in drift]
+        b = [random.normal(2, 0.2, 40) * mood for mood in drift]
+        interval = ratio_of_medians(a, b, draws=300)
+        held += interval.low <= 5 <= interval.high
+    assert held > 170, held
+
+
+def test_paired_accuracies_know_more_than_unpaired_ones() -> None:
+    random = np.random.default_rng(2)
+    teacher = random.random(400) < 0.9
+    student = teacher.copy()
+    student[random.choice(400, 6, replace=False)] ^= True
+    paired = ratio_of_accuracies(student, teacher)
+    shuffled = ratio_of_accuracies(random.permutation(student), teacher)
+    assert paired.value == student.sum() / teacher.sum() == shuffled.value
+    assert paired.high - paired.low < 0.6 * (shuffled.high - shuffled.low)
+
+
+class Timed(Fixed):
+    """Takes a known time a call and remembers when it was called."""
+
+    def __init__(self, milliseconds: float, log: list[str], name: str) -> None:
+        super().__init__([[0.0, 1.0, 0.0]] * 8)
+        self.seconds, self.log, self.name = milliseconds / 1e3, log, name
+        self.batches: list[int] = []
+        self.collecting = False
+
+    def run(self, images: Array) -> Array:
+        self.log.append(self.name)
+        self.batches.append(len(images))
+        self.collecting = gc.isenabled()
+        end = time.perf_counter() + self.seconds
+        while time.perf_counter() < end:
+            pass
+        return super().run(images)
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> tuple[bench.LatencyRun, dict[str, Timed], list[str], Path]:
+    log: list[str] = []
+    pair = {"slow": Timed(4, log, "slow"), "fast": Timed(1, log, "fast")}
+    run = bench.measure_latency(pair, images(6), folder=tmp_path, batch=2, seconds=0.5, warmup_seconds=0.05)
+    return run, pair, log, tmp_path
+
+
+def test_the_protocol(measured: tuple[bench.LatencyRun, dict[str, Timed], list[str], Path]) -> None:
+    run, pair, log, folder = measured
+    for name, session in pair.items():
+        latency, trace = run.latency[name], np.load(folder / f"latency-{name}.npz")
+        assert len(trace["milliseconds"]) == latency.iterations >= 10, "every measured call is kept"
+        assert latency.measured_seconds >= 0.5
+        assert latency.minimum >= session.seconds * 1e3
+        assert float(np.median(trace["milliseconds"])) == pytest.approx(latency.median.value)
+        assert latency.maximum == pytest.approx(float(trace["milliseconds"].max())), "no outlier is clipped"
+        assert set(session.batches) == {2}
+        rounds = len(np.unique(trace["block"]))
+        assert len(session.batches) > latency.iterations + rounds, "warm-up and each block's first call are not counted"
+        assert (np.diff(trace["started_seconds"]) > 0).all()
+    assert run.ratio("slow", "fast").value == pytest.approx(4, rel=0.2)
+    changes = sum(a != b for a, b in itertools.pairwise(log))
+    assert changes >= 4, "blocks take turns"
+    assert gc.isenabled()
+
+
+def test_the_collector_rests_while_calls_are_measured(tmp_path: Path) -> None:
+    session = Timed(1, [], "x")
+    session.run(images(1))
+    assert session.collecting
+    bench.measure_latency({"x": session}, images(1), folder=tmp_path, seconds=0.05, warmup_seconds=0)
+    assert not session.collecting, "the last call was a measured one"
+    assert gc.isenabled()
+
+
+def test_who_goes_first_takes_turns(tmp_path: Path) -> None:
+    log: list[str] = []
+    pair = {"a": Timed(30, log, "a"), "b": Timed(30, log, "b")}
+    bench.measure_latency(pair, images(1), folder=tmp_path, seconds=0.6, warmup_seconds=0)
+    turns = [name for name, before in zip(log[2:], log[1:], strict=False) if name != before]
+    assert "".join(turns).startswith(("abab", "baba", "ba", "ab"))
+    blocks = "".join(log)
+    assert "aaaaaaaa" in blocks or "bbbbbbbb" in blocks, "two blocks of one session meet where the order turns"
+
+
+def test_warm_up_is_by_time() -> None:
+    slow = Timed(20, [], "x")
+    assert bench.warm_up(slow, [images(1)], 0.1) in (5, 6)
+    assert bench.warm_up(slow, [images(1)], 0) == 1
+
+
+def test_a_restless_machine_is_reported(tmp_path: Path) -> None:
+    class Restless(Timed):
+        def run(self, images: Array) -> Array:
+            self.seconds = 0.001 if len(self.batches) % 2 else 0.004
+            return super().run(images)
+
+    run = bench.measure_latency(
+        {"x": Restless(1, [], "x")}, images(1), folder=tmp_path, seconds=0.1, warmup_seconds=0, min_iterations=20
+    )
+    assert run.latency["x"].iterations >= 20
+    assert "varied by" in run.latency["x"].warnings[0]
+
+
+def test_throughput_is_a_mode_of_its_own() -> None:
+    rate = bench.measure_throughput(Timed(2, [], "x"), images(8), batch=4, seconds=0.2)
+    assert 800 < rate <= 2000
+
+
+def interval(value: float, spread: float = 0.01) -> Interval:
+    return Interval(value=value, low=value - spread, high=value + spread)
+
+
+def test_the_verdict_holds_each_limit() -> None:
+    def judged(retained: float, milliseconds: float, limit: float | None) -> tuple[bool, str]:
+        found = judge(interval(retained), interval(8), interval(milliseconds), min_retained=0.97, max_latency_ms=limit)
+        return found.kept, found.sentence
+
+    kept, sentence = judged(0.99, 1.5, 2.0)
+    assert kept
+    assert "99.0%" in sentence
+    assert "8.0 times as fast" in sentence
+    assert judged(0.975, 1, None)[1].endswith("reaches below the limit.")
+    kept, sentence = judged(0.96, 3, 2.0)
+    assert not kept
+    assert "97.0% was asked for" in sentence
+    assert "at most 2 ms was asked for" in sentence
+    assert judged(0.97, 2.0, 2.0)[0], "on the limit is kept"
