@@ -19,10 +19,10 @@ from iekd.models.checkpoint import read_description
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.registry import is_artefact, resolve
 
-TEACHER_EPOCHS = {"scratch": 10, "hub": 5, "file": 0, "artefact": 0, "object": 0}
+TEACHER_EPOCHS = {"scratch": 8, "hub": 5, "file": 0, "artefact": 0, "object": 0}
 """Epochs of teacher training where ``--teacher-epochs`` is not given, by where its weights come from."""
 
-STUDENT_EPOCHS = 20
+STUDENT_EPOCHS = 16
 
 Triple = tuple[float, float, float]
 
