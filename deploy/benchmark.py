@@ -23,6 +23,9 @@ from iekd.files import atomic_file
 
 BLOCK_SECONDS = 0.1
 """Of one session within a round: short against the drift of clocks, long against a cache warming up again."""
+SETTLE_SECONDS = 0.05
+"""Before each block.  Idle workers of the session before spin on their cores for a while: without a pause they doubled
+the latency of every seventh call of the next session (docs/log.md)."""
 SAMPLE_CALLS = 2000
 CV_LIMIT = 0.10
 """Above this the figures carry a warning: on a shared or floating machine the median holds, the tail does not."""
@@ -124,6 +127,7 @@ def measure_throughput(session: Session, images: Array, *, batch: int, seconds: 
 def _measure_block(session: Session, feeds: list[Array], trace: Trace, number: int, origin: float) -> None:
     """Calls for ``BLOCK_SECONDS``, at least three; the clock is read twice a call and nothing else is done between."""
     clock, run = time.perf_counter, session.run
+    time.sleep(SETTLE_SECONDS)
     run(feeds[0])  # brings the caches back from the other sessions; not counted
     begin = clock()
     calls = 0

@@ -236,10 +236,15 @@ class Clock:
     """A clock that only sessions advance: the protocol's arithmetic without the machine's moods."""
 
     now = 100.0
+    slept = 0
 
     def perf_counter(self) -> float:
         self.now += 1e-7
         return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.slept += 1
 
 
 @pytest.fixture
@@ -287,6 +292,7 @@ def test_the_protocol(clock: Clock, tmp_path: Path) -> None:
     assert run.ratio("slow", "fast").value == pytest.approx(4, rel=1e-3)
     changes = sum(a != b for a, b in itertools.pairwise(log))
     assert changes >= 4, "blocks take turns"
+    assert clock.slept == 2 * rounds, "a pause before each block, for the other session's threads to go to rest"
     assert shares == sorted(shares)
     assert shares[-1] == 1
 
