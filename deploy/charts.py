@@ -100,7 +100,7 @@ def latency_distribution(models: Sequence[ModelResult]) -> str:
         axes.set_xlabel("latency, ms")
         axes.set_ylabel("calls answered")
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        axes.legend(loc="lower right")
+        axes.legend(loc="best")
 
     return _svg(draw, "Latency distribution: share of calls answered within a time")
 

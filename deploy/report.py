@@ -81,7 +81,7 @@ def render(report: Report) -> str:
 
 
 def _percent(value: float, digits: int = 1) -> str:
-    return f"{100 * value:.{digits}f} %"
+    return f"{100 * value:.{digits}f}%"
 
 
 def _size(value: int) -> str:
