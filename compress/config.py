@@ -76,6 +76,10 @@ class RunConfig:
     tap: Annotated[str, Option("Stages to tap, such as -1 or -2,-1.", _METHOD)] = "-1"
     inherit_weight: Annotated[Weight | None, Option("Weight of the inheritance term.", _METHOD)] = None
     explore_weight: Annotated[Weight | None, Option("Weight of the exploration term.", _METHOD)] = None
+    explore_margin: Annotated[
+        float | None, Gt(0), Option("Distance from the teacher beyond which exploring earns nothing more.", _METHOD)
+    ] = None
+    transfer_weight: Annotated[Weight | None, Option("Weight of a plain transfer.", _METHOD)] = None
     kd_weight: Annotated[Weight | None, Option("Weight of the logit term.", _METHOD)] = None
     temperature: Annotated[float | None, Gt(0), Option("Temperature of the logit term.", _METHOD)] = None
     inherit_fraction: Annotated[float, Ge(0), Le(1), Option("Share of channels that inherit.", _METHOD)] = 0.5

@@ -28,6 +28,8 @@ MOST_VIEWS = 8
 """Augmented views kept of each image when the settings leave it open; more views cost disk and first-time forwards."""
 
 FACTOR_LR = 2e-3
+PROBE_IMAGES = 256
+"""Training images from which an objective estimates a split by relevance, or OD's margins."""
 
 
 class Distillation(nn.Module):
@@ -74,6 +76,7 @@ def distill(
     student = Tapped(network, job.config.taps).to(job.device)
     objective = _objective(tapped_teacher, student, job)
     factor_history = _prepare_factors(objective, tapped_teacher, job)
+    _prepare_from_data(objective, tapped_teacher, student, job)
     history = _train(student, objective, tapped_teacher, lr, epochs, job)
     accuracy = job.accuracy(network)
     facts = {"accuracy": accuracy, "origin": origin, "objective": job.config.objective}
@@ -135,6 +138,14 @@ def _prepare_factors(objective: Objective, teacher: Tapped, job: Job) -> History
     )
     pretraining.requires_grad_(False)
     return history
+
+
+@torch.no_grad()
+def _prepare_from_data(objective: Objective, teacher: Tapped, student: Tapped, job: Job) -> None:
+    """Let the objective estimate what it estimates from data: margins, a split by relevance."""
+    images = torch.from_numpy(job.some_images(job.data.train, PROBE_IMAGES)).to(job.device)
+    student.eval()
+    objective.prepare(student(images), teacher(images))
 
 
 def _train(student: Tapped, objective: Objective, teacher: Tapped, lr: float, epochs: int, job: Job) -> History:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -79,6 +80,11 @@ class Job:
         """The same as pairs of numpy arrays: float32 images (N, 3, H, W) and int64 class indices (N,)."""
         for batch in self.val_loader():
             yield batch.image.numpy(), batch.target.numpy()
+
+    def some_images(self, source: Any, count: int) -> Any:
+        """``count`` images (or all, where there are fewer) spread over ``source``: float32 (N, 3, H, W)."""
+        chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+        return np.stack([self.preprocessing(source[int(index)][0]) for index in chosen])
 
     @torch.no_grad()
     def accuracy(self, network: nn.Module) -> float:

@@ -8,8 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from iekd import __version__
 from iekd.compress.config import RunConfig, to_yaml
 from iekd.compress.job import Job
@@ -44,7 +42,7 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     Raises:
         VerificationError: a file does not compute what its network computes.
     """
-    images = some_images(job, VERIFY_IMAGES)
+    images = job.some_images(job.data.val, VERIFY_IMAGES)
     job.observer.stage_started("export", len(ROLES))
     found: dict[str, Any] = {}
     for number, role in enumerate(ROLES):
@@ -78,7 +76,7 @@ def benchmark(job: Job) -> dict[str, Any]:
     folder = job.folder / "benchmark"
     run = measure_latency(
         sessions,
-        some_images(job, LATENCY_IMAGES),
+        job.some_images(job.data.val, LATENCY_IMAGES),
         folder=folder,
         seconds=job.config.bench_seconds,
         progress=lambda share: job.observer.stage_advanced("benchmark", 20 + int(80 * share), "latency, interleaved"),
@@ -158,13 +156,6 @@ def require_backend(config: RunConfig) -> None:
 def threads(config: RunConfig) -> int:
     """Threads of a measured session."""
     return config.threads or len(os.sched_getaffinity(0))
-
-
-def some_images(job: Job, count: int) -> Any:
-    """``count`` validation images (or all, where there are fewer) spread over the set: float32 (N, 3, H, W)."""
-    source = job.data.val
-    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    return np.stack([job.preprocessing(source[int(index)][0]) for index in chosen])
 
 
 def _model_result(job: Job, role: str, exported: dict[str, Any], measured: dict[str, Any]) -> results.ModelResult:

@@ -45,6 +45,8 @@ class FitSettings:
     epochs: int
     lr: float
     """At its peak; warmed up linearly over the first tenth of the steps (at most 5 epochs), then a half cosine to 0."""
+    milestones: tuple[float, ...] = ()
+    """Shares of the training after each of which the rate falls to a tenth; without warm-up or cosine where given."""
     weight_decay: float = 0.02
     optimizer: str = "adamw"
     clip_norm: float | None = 5.0
@@ -169,8 +171,10 @@ class _Loop:
 
 
 def learning_rate(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
-    """Linear warm-up, then a half cosine to zero."""
+    """Linear warm-up, then a half cosine to zero; or steps down at the milestones."""
     total = settings.epochs * steps_per_epoch
+    if settings.milestones:
+        return float(settings.lr * 0.1 ** sum(step >= share * total for share in settings.milestones))
     warmup = min(max(1, total // 10), 5 * steps_per_epoch)
     if step < warmup:
         return settings.lr * (step + 1) / warmup

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from iekd.errors import InputError, unknown_name
+from iekd.models import cifar as cifar  # registers its networks with timm
 from iekd.models.aliases import ALIASES
 
 _FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")

@@ -3,6 +3,9 @@
 An objective owns everything that distillation trains beside the student, and nothing of the student itself: dropping it
 leaves the plain network.  It looks at the teacher only through a :class:`TeacherRecord`, which is small enough to be
 kept on disk and read back instead of running the teacher again.
+
+The order of calls: :meth:`Objective.pretraining` and its training, :meth:`Objective.prepare`, then
+:meth:`Objective.record` and :meth:`Objective.forward` in every step.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ class TeacherRecord(NamedTuple):
     logits: Tensor
     """(B, classes), float32"""
     codes: tuple[Tensor, ...]
-    """One compact tensor (B, ...) a transfer; none for objectives on logits alone."""
+    """One compact tensor (B, ...) a tap, of a size that half precision holds; none for objectives on logits alone."""
 
 
 class Objective(nn.Module):
@@ -33,6 +36,17 @@ class Objective(nn.Module):
         minimises; afterwards its parameters are frozen.
         """
         return None
+
+    def prepare(self, student: Features, teacher: Features) -> None:
+        """Settle what is estimated from data rather than trained: a split by relevance, OD's margins.
+
+        Called once, after pre-training and before the first :meth:`record`, without gradient, in eval mode.  A resumed
+        run calls it again; the checkpoint's values, loaded afterwards, take precedence.
+
+        Args:
+            student: the untrained (or pre-trained) student's answer to one probe batch, best of 128 images or more.
+            teacher: the teacher's answer to the same images.
+        """
 
     def record(self, teacher: Features) -> TeacherRecord:
         """Reduce the teacher's answer to what :meth:`forward` needs.  Called without gradient, in eval mode."""

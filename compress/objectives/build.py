@@ -2,80 +2,58 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+import importlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from iekd.compress.objectives.base import Objective, TeacherRecord
-from iekd.compress.objectives.catalogue import NAMES
-from iekd.compress.objectives.lift import AutoEncoders, InheritExplore, no_grad_records
-from iekd.compress.objectives.logits import distillation_loss
+from iekd.compress.objectives.catalogue import OBJECTIVES, Entry
+from iekd.compress.objectives.composite import Composite, LogitTerm
+from iekd.compress.objectives.ensemble import EnsembleTransfer
+from iekd.compress.objectives.lift import InheritExplore, Weights
 from iekd.compress.objectives.settings import ObjectiveSettings
-from iekd.errors import unknown_name
-from iekd.models.taps import Features, TapShape
+from iekd.compress.objectives.transfer import Transfer, common_shape
+from iekd.errors import InputError, unknown_name
+from iekd.models.taps import TapShape
 
-__all__ = ["Objective", "ObjectiveSettings", "TeacherRecord", "build_objective", "parse_objective"]
+__all__ = ["Objective", "ObjectiveSettings", "TeacherRecord", "build_objective", "make_lift", "parse_objective"]
 
-
-class Composite(Objective):
-    """The task's cross-entropy, optionally with a transfer at each tap and a term on the logits.
-
-    Args:
-        lifts: one a tap; empty for objectives on logits alone.
-        kd: with the softened logits?
-        settings: weights.
-    """
-
-    def __init__(self, lifts: list[InheritExplore], kd: bool, settings: ObjectiveSettings) -> None:
-        super().__init__()
-        self.lifts = nn.ModuleList(lifts)
-        self._lifts = tuple(lifts)
-        self.kd = kd
-        self.settings = settings
-        self._auto_encoders = [AutoEncoders(lifts)] if lifts else []  # a list: its parts are registered above
-
-    def pretraining(self) -> nn.Module | None:
-        """The auto-encoders of the factors."""
-        return self._auto_encoders[0] if self._auto_encoders else None
-
-    def record(self, teacher: Features) -> TeacherRecord:
-        """Logits and one factor a tap."""
-        return TeacherRecord(teacher.logits, no_grad_records(self._lifts, teacher.taps) if self._lifts else ())
-
-    def forward(self, student: Features, teacher: TeacherRecord, targets: Tensor) -> dict[str, Tensor]:
-        """``task``, ``kd``, and the lift's terms, numbered where there are several taps."""
-        settings = self.settings
-        terms = {"task": settings.task_weight * F.cross_entropy(student.logits.float(), targets)}
-        if self.kd:
-            loss = distillation_loss(student.logits, teacher.logits, settings.temperature)
-            terms["kd"] = settings.kd_weight * loss
-        for number, lift in enumerate(self._lifts):
-            suffix = str(number) if len(self._lifts) > 1 else ""
-            for name, term in lift(student.taps[number], teacher.codes[number]).items():
-                terms[name + suffix] = term
-        return terms
-
-    def train(self, mode: bool = True) -> Composite:
-        """The teacher's side stays in eval mode."""
-        super().train(mode)
-        for lift in self._lifts:
-            lift.auto_encoder.train(mode and any(p.requires_grad for p in lift.auto_encoder.parameters()))
-        return self
+_LISTED_BY = "iekd-compress objectives"
 
 
-def parse_objective(name: str) -> tuple[str | None, bool]:
-    """``ie-ft+kd`` as (feature term or None, with logits?).
+class Parsed(NamedTuple):
+    """What an objective's name asks for."""
+
+    feature: Entry | None
+    """A transfer or a lift."""
+    logits: tuple[Entry, ...]
+
+
+def parse_objective(name: str) -> Parsed:
+    """``ie-ft+kd`` as its terms.
 
     Raises:
-        InputError: an unknown part, with the valid ones.
+        InputError: an unknown term, with the valid ones; two transfers; a mode of mutual learning.
     """
-    parts = name.lower().split("+")
-    for part in parts:
-        if part not in NAMES:
-            raise unknown_name("objective", part, NAMES, listed_by="iekd-compress objectives")
-    features = [part for part in parts if part not in ("ce", "kd")]
+    entries = []
+    for part in name.lower().split("+"):
+        if part not in OBJECTIVES:
+            raise unknown_name("objective", part, OBJECTIVES, listed_by=_LISTED_BY)
+        entries.append(OBJECTIVES[part])
+    mutual = [entry.name for entry in entries if entry.kind == "mutual"]
+    if mutual:
+        raise InputError(
+            f"{mutual[0]} trains two networks together and has no finished teacher; it stands alone, not in '{name}'.",
+            "Give it as the whole objective.",
+        )
+    features = [entry for entry in entries if entry.kind in ("transfer", "lift")]
     if len(features) > 1:
-        raise unknown_name("combination", name, NAMES, listed_by="iekd-compress objectives")
-    return (features[0] if features else None), "kd" in parts
+        raise InputError(
+            f"'{name}' has several transfers: {', '.join(entry.name for entry in features)}.",
+            f"Choose one, such as ie-ft+kd.  `{_LISTED_BY}` lists them.",
+        )
+    return Parsed(features[0] if features else None, tuple(entry for entry in entries if entry.kind == "logits"))
 
 
 def build_objective(
@@ -85,22 +63,76 @@ def build_objective(
     student: tuple[TapShape, ...],
     classes: int,
     settings: ObjectiveSettings,
+    ensemble: Sequence[tuple[TapShape, ...]] = (),
 ) -> Objective:
     """The objective of that name, for these taps.
 
     Args:
-        name: parts of ``catalogue.NAMES`` joined by ``+``, such as ``ie-ft+kd``.
+        name: terms of ``catalogue.OBJECTIVES`` joined by ``+``, such as ``ie-ft+kd``.
         teacher: shapes of the teacher's taps.
         student: shapes of the student's taps, as many.
         classes: of the data.
         settings: weights and choices.
+        ensemble: shapes of each teacher's taps, where the teacher is an :class:`EnsembleTeacher` (its ``members``).
 
     Raises:
-        InputError: an unknown name, or a split that leaves a part empty.
+        InputError: an unknown name, a term that these taps or so few classes do not allow, or a split that leaves a
+            part empty.
     """
-    feature, kd = parse_objective(name)
+    parsed = parse_objective(name)
     lifts = []
-    if feature is not None:
-        for shapes in zip(teacher, student, strict=True):
-            lifts.append(InheritExplore(*shapes, settings, lifted=feature.startswith("ie-")))
-    return Composite(lifts, kd, settings)
+    if parsed.feature is not None:
+        if len(teacher) != len(student):
+            raise InputError(
+                f"{len(teacher)} taps of the teacher against {len(student)} of the student.", "Name as many of each."
+            )
+        for number, shapes in enumerate(zip(teacher, student, strict=True)):
+            lifts.append(make_lift(parsed.feature, *shapes, settings, tuple(shape[number] for shape in ensemble)))
+    terms = {entry.name: _logit_term(entry, settings, classes) for entry in parsed.logits}
+    return Composite(lifts, terms, settings.task_weight)
+
+
+def make_lift(
+    entry: Entry,
+    teacher: TapShape,
+    student: TapShape,
+    settings: ObjectiveSettings,
+    members: tuple[TapShape, ...] = (),
+) -> InheritExplore:
+    """The transfer of ``entry``, lifted or plain, at one pair of taps.
+
+    Raises:
+        InputError: see :func:`build_objective`.
+    """
+    shape = common_shape(teacher, student)
+    kind: type[Transfer] = load(entry)
+    if members:
+        narrowest = min(member.channels for member in members) // 2
+        alike = replace(settings, factor_channels=max(1, min(settings.factor_channels, narrowest)))
+        transfers = [kind(member._replace(height=shape.height, width=shape.width), alike) for member in members]
+        transfer: Transfer = EnsembleTransfer(shape, transfers, settings)
+    else:
+        transfer = kind(shape, settings)
+    weights = Weights(*(resolved(entry, settings, f"{field}_weight") for field in Weights._fields))
+    return InheritExplore(transfer, shape[1:], student, weights, settings, lifted=entry.kind == "lift")
+
+
+def load(entry: Entry) -> Any:
+    """The class or function that a catalogue entry names."""
+    module, _, attribute = entry.target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def resolved(entry: Entry, settings: ObjectiveSettings, field: str) -> float:
+    """A setting, or the entry's default where it is left open."""
+    value = getattr(settings, field)
+    return float(entry.defaults[field] if value is None else value)
+
+
+def _logit_term(entry: Entry, settings: ObjectiveSettings, classes: int) -> LogitTerm:
+    if classes < 3 and entry.name in ("dkd", "lskd"):
+        why = {"dkd": "there is only one wrong class to distil", "lskd": "two standardised logits say only their order"}
+        raise InputError(
+            f"{entry.name} needs 3 classes or more, the data has {classes}: {why[entry.name]}.", "Use kd instead."
+        )
+    return LogitTerm(load(entry), resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature"))

@@ -1,25 +1,168 @@
-"""The objectives by name, importable without torch so that the command line can list them at once."""
+"""The objectives by name, importable without torch so that the command line can list them at once.
+
+Adding an objective is its file and one entry here (docs/add-an-objective.md).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+_HERE = "iekd.compress.objectives"
 
 
-class Entry(NamedTuple):
-    """One term that an objective's name may be composed of."""
+@dataclass(frozen=True)
+class Entry:
+    """One term that an objective's name may be composed of.
+
+    Attributes:
+        name: as the user writes it.
+        kind: ``labels``, ``logits``, ``transfer``, ``lift`` or ``mutual``.
+        summary: a few words.
+        paper: where it was published.
+        target: ``package.module:name`` of the class or function, imported on first use.
+        defaults: what the settings fall back to for this term; docs/method.md says where each value comes from.
+    """
 
     name: str
     kind: str
-    """``transfer``, ``lift`` or ``logits``"""
     summary: str
-    paper: str
+    paper: str = ""
+    target: str = ""
+    defaults: Mapping[str, float] = field(default_factory=dict)
 
 
-ENTRIES = (
-    Entry("ce", "logits", "labels alone, no teacher", ""),
-    Entry("kd", "logits", "softened logits", "Hinton et al. 2015, arXiv 1503.02531"),
-    Entry("ft", "transfer", "factors of the last map", "Kim et al., NeurIPS 2018, arXiv 1802.04977"),
-    Entry("ie-ft", "lift", "inherit and explore over ft", "Huang et al., CVPR 2021, arXiv 2107.00181"),
+_ENTRIES = (
+    Entry("ce", "labels", "labels alone, no teacher"),
+    Entry(
+        "kd",
+        "logits",
+        "softened logits",
+        "Hinton et al. 2015, arXiv 1503.02531",
+        f"{_HERE}.logits:softened_kl",
+        {"kd_weight": 1.0, "temperature": 4.0},
+    ),
+    Entry(
+        "dkd",
+        "logits",
+        "target class and the others apart",
+        "Zhao et al., CVPR 2022, arXiv 2203.08679",
+        f"{_HERE}.logits:decoupled",
+        {"kd_weight": 1.0, "temperature": 4.0},
+    ),
+    Entry(
+        "dist",
+        "logits",
+        "correlation between and within classes",
+        "Huang et al., NeurIPS 2022, arXiv 2205.10536",
+        f"{_HERE}.logits:correlation",
+        {"kd_weight": 1.0, "temperature": 1.0},
+    ),
+    Entry(
+        "lskd",
+        "logits",
+        "kd of standardised logits",
+        "Sun et al., CVPR 2024, arXiv 2403.01427",
+        f"{_HERE}.logits:standardised",
+        {"kd_weight": 9.0, "temperature": 2.0},
+    ),
+    Entry(
+        "ats",
+        "logits",
+        "a lower temperature for the wrong classes",
+        "Li et al., NeurIPS 2022, arXiv 2210.04427",
+        f"{_HERE}.logits:asymmetric",
+        {"kd_weight": 1.0, "temperature": 4.0},
+    ),
+    Entry(
+        "at",
+        "transfer",
+        "attention maps",
+        "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928",
+        f"{_HERE}.attention:AttentionTransfer",
+        {"transfer_weight": 15.6, "inherit_weight": 1.56, "explore_weight": 1.56},
+    ),
+    Entry(
+        "ft",
+        "transfer",
+        "factors: what small encoders make of the maps",
+        "Kim et al., NeurIPS 2018, arXiv 1802.04977",
+        f"{_HERE}.factor:FactorTransfer",
+        {"transfer_weight": 11.05, "inherit_weight": 1.105, "explore_weight": 1.105},
+    ),
+    Entry(
+        "od",
+        "transfer",
+        "margin ReLU and partial L2",
+        "Heo et al., ICCV 2019, arXiv 1904.01866",
+        f"{_HERE}.overhaul:OverhaulTransfer",
+        {"transfer_weight": 2.0, "inherit_weight": 1.105, "explore_weight": 1.105},
+    ),
+    Entry(
+        "vkd",
+        "transfer",
+        "pooled features through an orthogonal projection",
+        "Miles et al., CVPR 2024, arXiv 2403.06213",
+        f"{_HERE}.orthogonal:OrthogonalTransfer",
+        {"transfer_weight": 1.0, "inherit_weight": 1.0, "explore_weight": 1.0},
+    ),
+    Entry(
+        "dml",
+        "mutual",
+        "two networks follow each other's logits",
+        "Zhang et al., CVPR 2018, arXiv 1706.00384",
+        f"{_HERE}.mutual:DeepMutual",
+        {"kd_weight": 1.0, "temperature": 1.0},
+    ),
+    Entry(
+        "ie-dml",
+        "mutual",
+        "dml, and each one's features inherit from and explore away from the other's",
+        "Huang et al., CVPR 2021, arXiv 2107.00181",
+        f"{_HERE}.mutual:DeepMutual",
+        {"kd_weight": 1.0, "temperature": 1.0},
+    ),
+    Entry(
+        "switokd",
+        "mutual",
+        "the teacher learns too, and waits while it is too far ahead",
+        "Qian et al., ECCV 2022",
+        f"{_HERE}.mutual:Switchable",
+        {"kd_weight": 1.0, "temperature": 1.0},
+    ),
 )
 
-NAMES = tuple(entry.name for entry in ENTRIES)
+OBJECTIVES: dict[str, Entry] = {}
+"""Every term by its name, lifts included."""
+
+
+def register(entry: Entry) -> None:
+    """Make a term known; a transfer comes with its lift ``ie-NAME``."""
+    OBJECTIVES[entry.name] = entry
+    if entry.kind == "transfer":
+        OBJECTIVES[f"ie-{entry.name}"] = replace(
+            entry,
+            name=f"ie-{entry.name}",
+            kind="lift",
+            summary=f"inherit and explore over {entry.name}",
+            paper="Huang et al., CVPR 2021, arXiv 2107.00181",
+        )
+
+
+for _entry in _ENTRIES:
+    register(_entry)
+
+
+def describe_objectives() -> tuple[Entry, ...]:
+    """All terms: labels, logits, transfers, lifts, mutual."""
+    kinds = ("labels", "logits", "transfer", "lift", "mutual")
+    return tuple(sorted(OBJECTIVES.values(), key=lambda entry: kinds.index(entry.kind)))
+
+
+def is_mutual(name: str) -> bool:
+    """Does this objective train two networks together, without a finished teacher?"""
+    return name.lower() in OBJECTIVES and OBJECTIVES[name.lower()].kind == "mutual"
+
+
+ENTRIES = describe_objectives()
+"""The terms that come with the package."""

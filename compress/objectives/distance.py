@@ -1,4 +1,7 @@
-"""The distance between two factors, as a pure function."""
+"""Distances between two codes, as pure functions: one value a sample, bounded, whatever the codes' scale and size.
+
+A distance must be bounded because the exploration term makes it large: an unbounded one would diverge.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,59 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+UNRELATED_L1 = 2 / math.sqrt(math.pi)
+"""Expected :func:`normalized_l1` of two codes with independent Gaussian elements: 1.128."""
 
-def factor_distance(a: Tensor, b: Tensor) -> Tensor:
-    r"""Distance of two batches of factors, whatever their scale and size; a scalar in 0..2.
 
-    .. math:: D(a, b) = \sqrt{n} \cdot \operatorname{mean}_{i,j} |a_{ij}/\|a_i\|_2 - b_{ij}/\|b_i\|_2|
+def _unit(code: Tensor) -> Tensor:
+    return F.normalize(code.flatten(1).float(), dim=1)
 
-    with n elements a sample: the L1 distance of normalised factors (Kim et al. 2018, eq. 3; Huang et al. 2021, eq. 2),
-    times sqrt(n).  Where the published form divides by n its size, and with it the meaning of a weight, falls as
-    1 / sqrt(n); this one does not.  It is at most 2 because a vector's L1 norm is at most sqrt(n) times its L2 norm.
+
+def normalized_l1(a: Tensor, b: Tensor) -> Tensor:
+    r"""L1 distance of normalised codes, free of their size; (B,) in 0..2.
+
+    .. math:: D_i = \frac{1}{\sqrt n} \sum_j |a_{ij}/\|a_i\|_2 - b_{ij}/\|b_i\|_2|
+
+    with n elements a sample.  The published form (Kim et al. 2018, eq. 3; Huang et al. 2021, eq. 2, as implemented)
+    divides by n instead, so that its size, and with it the meaning of a weight, falls as 1 / sqrt(n).  The bound is 2
+    because a vector's L1 norm is at most sqrt(n) times its L2 norm.
 
     Args:
         a: (B, ...), any shape.
         b: of the same shape.
     """
-    a, b = (F.normalize(factor.flatten(1).float(), dim=1) for factor in (a, b))
-    distance: Tensor = (a - b).abs().mean() * math.sqrt(a.shape[1])
-    return distance
+    a, b = _unit(a), _unit(b)
+    return (a - b).abs().sum(1) / math.sqrt(a.shape[1])
+
+
+def normalized_square(a: Tensor, b: Tensor) -> Tensor:
+    """Squared L2 distance of normalised codes, 2 - 2 cos; (B,) in 0..4, in 0..2 where no element is negative.
+
+    Zagoruyko and Komodakis 2017, eq. 2, as implemented by its authors (squared), times the number of elements.
+    """
+    return (_unit(a) - _unit(b)).square().sum(1)
+
+
+def partial_square(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared L2 distance of normalised codes, less what a ReLU hides anyway; (B,) in 0..4.
+
+    An element does not count where the student's is below the teacher's and the teacher's is not positive
+    (Heo et al. 2019, eq. 4).  Normalisation keeps signs and, unlike the published form, a bound.
+    """
+    teacher, student = _unit(teacher), _unit(student)
+    hidden = (student <= teacher) & (teacher <= 0)
+    return (teacher - student).square().masked_fill(hidden, 0).sum(1)
+
+
+def standardized_huber(a: Tensor, b: Tensor) -> Tensor:
+    """Mean smooth L1 distance of codes that are each brought to mean 0 and variance 1; (B,) in 0..2.
+
+    Miles et al. 2024 standardise the teacher's side only; both sides are here, for the bound.
+    """
+    a, b = (F.layer_norm(code.flatten(1).float(), code.flatten(1).shape[1:], eps=1e-8) for code in (a, b))
+    return F.smooth_l1_loss(a, b, reduction="none").mean(1)
+
+
+def absolute_cosine(a: Tensor, b: Tensor) -> Tensor:
+    """How related two codes are, whatever the sign of the relation; (B,) in 0..1."""
+    return (_unit(a) * _unit(b)).sum(1).abs()

@@ -9,13 +9,25 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iekd.compress.objectives.distance import normalized_l1
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.objectives.transfer import Transfer
 from iekd.models.taps import TapShape
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation that takes a batch of one pixel, which has no statistics, by the running ones."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise maps (B, C, H, W)."""
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
 
 
 def _block(inputs: int, outputs: int, kernel: int) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(outputs), nn.LeakyReLU(0.1)]
+    return [convolution, BatchNorm(outputs), nn.LeakyReLU(0.1)]
 
 
 class Encoder(nn.Sequential):
@@ -40,18 +52,12 @@ class Decoder(nn.Sequential):
 
 
 class AutoEncoder(nn.Module):
-    """Encoder and decoder of one tap.
+    """An encoder in training, with the decoder that the training needs."""
 
-    Args:
-        tap: the teacher's.
-        settings: for the widths.
-    """
-
-    def __init__(self, tap: TapShape, settings: ObjectiveSettings) -> None:
+    def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
-        factors = factor_channels(tap, settings)
-        self.encoder = Encoder(tap.channels, settings.hidden_channels, factors)
-        self.decoder = Decoder(factors, settings.hidden_channels, tap.channels)
+        self.encoder = encoder
+        self.decoder = decoder
 
     def forward(self, tap: Tensor) -> Tensor:
         """L1 reconstruction error relative to the map's own mean size: comparable between teachers."""
@@ -59,15 +65,29 @@ class AutoEncoder(nn.Module):
         return F.l1_loss(self.decoder(self.encoder(tap)), tap) / tap.abs().mean().clamp(min=1e-6)
 
 
-def factor_channels(tap: TapShape, settings: ObjectiveSettings) -> int:
-    """Channels of the factor of a teacher's tap."""
-    return max(1, min(tap.channels // 2, settings.factor_channels))
+class FactorTransfer(Transfer):
+    """``ft``: the code is the teacher's factor, the head a small encoder."""
 
+    def __init__(self, teacher: TapShape, settings: ObjectiveSettings) -> None:
+        super().__init__(teacher, settings)
+        self.hidden = settings.hidden_channels
+        factors = max(1, min(teacher.channels // 2, settings.factor_channels))
+        self.code_shape = (factors, teacher.height, teacher.width)
+        self.encoder = Encoder(teacher.channels, self.hidden, factors)
 
-def at_size(tap: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map (B, C, h, w) at the spatial size of the teacher's: averaged down or interpolated up."""
-    if tap.shape[-2:] == size:
-        return tap
-    if tap.shape[-2] >= size[0] and tap.shape[-1] >= size[1]:
-        return F.adaptive_avg_pool2d(tap, size)
-    return F.interpolate(tap, size=size, mode="bilinear", align_corners=False)
+    def learner(self) -> AutoEncoder:
+        """The auto-encoder; its decoder is a new one at each call."""
+        return AutoEncoder(self.encoder, Decoder(self.code_shape[0], self.hidden, self.teacher.channels))
+
+    def record(self, tap: Tensor) -> Tensor:
+        """The factor (B, k, H, W)."""
+        factor: Tensor = self.encoder(tap)
+        return factor
+
+    def head(self, channels: int) -> Encoder:
+        """An encoder of its own."""
+        return Encoder(channels, self.hidden, self.code_shape[0])
+
+    def distance(self, code: Tensor, answer: Tensor) -> Tensor:
+        """See :func:`normalized_l1`."""
+        return normalized_l1(code, answer)

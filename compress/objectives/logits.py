@@ -1,22 +1,100 @@
-"""Terms on logits."""
+"""Terms on logits, as pure functions of (student, teacher, targets, temperature).
+
+Shapes: logits (B, classes), targets (B,) int64; each returns a scalar, the mean over the batch, in float32.
+"""
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Softened cross-entropy's KL divergence, times the squared temperature (Hinton et al. 2015, section 2).
+    """KL divergence of softened predictions, times the squared temperature (Hinton et al. 2015, section 2).
 
     Args:
         student: logits (B, classes).
         teacher: logits (B, classes), no gradient.
         temperature: softens both; the squared factor keeps the gradient's size.
-
-    Returns:
-        Scalar, mean over the batch.
     """
-    log_student = F.log_softmax(student.float() / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
-    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+    return temperature**2 * _kl(_log_softmax(teacher, temperature), _log_softmax(student, temperature))
+
+
+def softened_kl(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """``kd``: :func:`distillation_loss`; the targets play no part."""
+    return distillation_loss(student, teacher, temperature)
+
+
+def decoupled(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, *, alpha: float = 1.0, beta: float = 2.0
+) -> Tensor:
+    """``dkd``: target class against the rest, and the rest among themselves, weighted apart (Zhao et al. 2022, eq. 7).
+
+    The weights are the authors' for ResNet-56 to ResNet-20 (other pairs: beta 6 or 8).  Their warm-up of the term over
+    20 epochs is left to the learning rate's.  Three classes or more: with two, the second part is zero.
+    """
+    target = F.one_hot(targets, student.shape[1]).bool()
+    parts = []
+    for logits in (teacher, student):
+        log_p = _log_softmax(logits, temperature)
+        log_rest = torch.logsumexp(log_p.masked_fill(target, -torch.inf), dim=1)
+        others = log_p[~target].view(len(log_p), -1) - log_rest[:, None]
+        parts.append((torch.stack([log_p[target], log_rest], 1), others))
+    (teacher_binary, teacher_others), (student_binary, student_others) = parts
+    target_part, other_part = _kl(teacher_binary, student_binary), _kl(teacher_others, student_others)
+    return temperature**2 * (alpha * target_part + beta * other_part)
+
+
+def correlation(
+    student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, *, beta: float = 2.0, gamma: float = 2.0
+) -> Tensor:
+    """``dist``: Pearson correlation over the classes of an image, and over the images of a class (Huang et al. 2022).
+
+    Eq. 9 and 10; beta and gamma as published for ImageNet.  The published temperature is 1, on CIFAR-100 4.
+    """
+    p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
+    inter, intra = 1 - _pearson(p, q).mean(), 1 - _pearson(p.t(), q.t()).mean()
+    return temperature**2 * (beta * inter + gamma * intra)
+
+
+def standardised(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """``lskd``: KD of logits brought to mean 0 and standard deviation 1 an image (Sun et al. 2024, algorithm 1).
+
+    Three classes or more: two standardised logits are the same for every image but for their order.
+    """
+    return distillation_loss(_standardise(student), _standardise(teacher), temperature)
+
+
+def asymmetric(student: Tensor, teacher: Tensor, targets: Tensor, temperature: float, *, wrong: float = 0.75) -> Tensor:
+    """``ats``: the teacher's right class softened more than its wrong ones (Li et al. 2022, eq. 8).
+
+    Args:
+        student: logits, taken at temperature 1 as the authors do.
+        teacher: logits.
+        targets: the right classes.
+        temperature: of the right class.
+        wrong: temperature of the wrong classes, as a share of ``temperature``.
+    """
+    target = F.one_hot(targets, student.shape[1]).bool()
+    temperatures = torch.where(target, temperature, wrong * temperature)
+    return _kl(F.log_softmax(teacher.float() / temperatures, dim=1), _log_softmax(student, 1.0))
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return F.log_softmax(logits.float() / temperature, dim=1)
+
+
+def _kl(log_teacher: Tensor, log_student: Tensor) -> Tensor:
+    """KL divergence of log-probabilities (B, n), mean over the batch."""
+    return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    """Correlation of each row of ``a`` with the same row of ``b``."""
+    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
+
+
+def _standardise(logits: Tensor) -> Tensor:
+    logits = logits.float()
+    return (logits - logits.mean(1, keepdim=True)) / (logits.std(1, keepdim=True) + 1e-7)

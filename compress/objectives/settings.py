@@ -1,4 +1,4 @@
-"""Weights and choices of an objective."""
+"""Weights and choices of an objective.  No heavy import."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveSettings:
-    """Weights and choices; the defaults are the published ones where the paper gives one.
-
-    The paper's weight of 50 multiplies a mean over n = 2,048 elements, whose size falls as 1 / sqrt(n).  Our distance
-    is that mean times sqrt(n), so the same weight is 50 / sqrt(2048) = 1.105 here, whatever the factor's size.
-    """
+    """Weights and choices.  None means the term's own default, which ``catalogue`` lists with its source."""
 
     task_weight: float = 1.0
-    kd_weight: float = 1.0
-    temperature: float = 4.0
-    inherit_weight: float = 1.105
-    explore_weight: float = 1.105
-    transfer_weight: float = 1.105
+    """Of the cross-entropy on the labels."""
+    kd_weight: float | None = None
+    """Of each term on logits."""
+    temperature: float | None = None
+    """Of each term on logits."""
+    inherit_weight: float | None = None
+    """Of the inheritance term of a lifted transfer."""
+    explore_weight: float | None = None
+    """Of its exploration term."""
+    transfer_weight: float | None = None
     """Of a plain transfer, without the lift."""
+    explore_form: str = "distance"
+    """``distance``: grow the distance from the teacher, as published.  ``cosine``: make the code unrelated to it."""
+    explore_margin: float | None = None
+    """With ``distance``: a distance beyond this one earns nothing more.  None: only the distance's own bound."""
     inherit_fraction: float = 0.5
+    """Share of the student's channels that inherit; 0 leaves exploration alone, 1 the plain transfer."""
     split: str = "natural"
+    """Which channels inherit: ``natural`` (the first), ``random`` (seeded) or ``relevance`` (most like the teacher)."""
     seed: int = 0
+    """Of the random split."""
     factor_channels: int = 128
-    """Most channels of a factor; at most half of the teacher's tap."""
+    """FT: most channels of a factor, which has at most half as many as the teacher's tap."""
     hidden_channels: int = 256
-    """Channels to which a wider tap is projected first: full-width 3x3 convolutions would cost more than a student."""
+    """FT: a wider tap is projected to this many first; at full width, 3x3 convolutions would outweigh a student."""

@@ -5,27 +5,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iekd.errors import InputError
+from iekd.errors import InputError, unknown_name
+
+SPLITS = ("natural", "random", "relevance")
 
 
 def split_channels(channels: int, fraction: float, split: str, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of the inheriting and of the exploring channels (int64).
+    """Indices of the inheriting and of the exploring channels (int64, ascending).
 
     Args:
         channels: of the student's tap.
         fraction: share that inherits, 0..1; 0 leaves exploration alone, 1 the plain transfer.
-        split: ``natural`` (the first channels inherit) or ``random`` (a fixed, seeded permutation).
+        split: ``natural`` (the first channels inherit), ``random`` (a fixed, seeded permutation), or ``relevance``,
+            which gives the natural one until :func:`channel_relevance` is known.
         seed: of the permutation.
 
     Raises:
         InputError: unknown split, or one that leaves a part empty without being 0 or 1.
     """
-    if split == "natural":
-        order = torch.arange(channels)
-    elif split == "random":
-        order = torch.randperm(channels, generator=torch.Generator().manual_seed(seed))
-    else:
-        raise InputError(f"unknown split '{split}'.", "Valid: natural, random.")
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    if split == "random":
+        return divide(torch.randperm(channels, generator=torch.Generator().manual_seed(seed)), fraction)
+    return divide(torch.arange(channels), fraction)
+
+
+def divide(order: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
+    """The first share of ``order`` (channels,), and the rest, each ascending.
+
+    Raises:
+        InputError: a part is left empty though the fraction is neither 0 nor 1.
+    """
+    channels = len(order)
     count = round(channels * fraction)
     if 0 < fraction < 1 and count in (0, channels):
         raise InputError(
@@ -33,3 +44,29 @@ def split_channels(channels: int, fraction: float, split: str, seed: int) -> tup
             "Choose a fraction nearer to 0.5, or 0 or 1 to do without that part.",
         )
     return order[:count].sort().values, order[count:].sort().values
+
+
+@torch.no_grad()
+def channel_relevance(tap: Tensor, code: Tensor) -> Tensor:
+    """How like the teacher's code each channel of the student is: linear CKA over a probe batch; (channels,) in 0..1.
+
+    Linear CKA (Kornblith et al., ICML 2019, eq. 3) compares Gram matrices over images, so that maps and codes of any
+    shapes can be compared.
+
+    Args:
+        tap: the student's maps (B, channels, h, w), two images or more.
+        code: the teacher's codes (B, ...) of the same images.
+    """
+    teacher = _centred_gram(code.flatten(1).double())
+    teacher = teacher / teacher.norm().clamp(min=1e-30)
+    scores = []
+    for channel in tap.flatten(2).double().unbind(1):
+        gram = _centred_gram(channel)
+        scores.append((gram * teacher).sum() / gram.norm().clamp(min=1e-30))
+    return torch.stack(scores)
+
+
+def _centred_gram(features: Tensor) -> Tensor:
+    """Gram matrix (B, B) of features (B, n) less their mean."""
+    features = features - features.mean(0)
+    return features @ features.t()

@@ -1,0 +1,329 @@
+"""Does inheriting and exploring lift feature distillation?  Every method on CIFAR-10, one table.
+
+    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table                 # the paper's 160 epochs
+    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe short  # for a CPU
+
+Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
+one teacher, and its published default weights: no method is tuned.  Finished rows are kept, so the same command goes on
+after a stop; ``--jobs`` trains several rows side by side, which a small network leaves room for on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from filelock import FileLock, Timeout
+from paired import render, result_line
+from resident import Batch, Resident, load_split
+from torch import Tensor, nn
+
+from iekd.compress.distill import Distillation
+from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_objective, is_mutual
+from iekd.compress.observer import Observer
+from iekd.compress.teacher import Supervised
+from iekd.compress.trainer import FitSettings, fit, seed_everything
+from iekd.models.registry import build, resolve
+from iekd.models.taps import Features, Tapped
+
+CLASSES = 10
+TRANSFERS = ("at", "ft", "od", "vkd")
+ROWS = (
+    "ce",
+    *("kd", "dkd", "dist", "lskd", "ats"),
+    *TRANSFERS,
+    *(f"ie-{name}" for name in TRANSFERS),
+    *(f"{name}+kd" for name in TRANSFERS),
+    *(f"ie-{name}+kd" for name in TRANSFERS),
+    *("dml", "ie-dml", "switokd"),
+)
+FIELDS = ("row", "seed", "top1", "epochs", "recipe", "settings", "seconds", "device", "torch", "commit")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast, the same for every method."""
+
+    epochs: int
+    teacher_epochs: int
+    factor_epochs: int
+    batch: int
+    lr: float
+    optimizer: str
+    weight_decay: float
+    milestones: tuple[float, ...]
+    views: int | None
+    """Recurring views, whose teacher's answers are kept; None: fresh views, the teacher runs in every step."""
+    train_limit: int | None = None
+    val_limit: int | None = None
+
+    def fit(self, epochs: int, seed: int) -> FitSettings:
+        """As the trainer takes it."""
+        return FitSettings(
+            epochs=epochs,
+            lr=self.lr,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            milestones=self.milestones,
+            clip_norm=5.0,
+            seed=seed,
+        )
+
+
+RECIPES = {
+    "paper": Recipe(160, 160, 30, 128, 0.1, "sgd", 5e-4, (0.5, 0.75), None),
+    "short": Recipe(16, 24, 10, 64, 0.1, "sgd", 5e-4, (), 8, 10_000, 2_000),
+    "smoke": Recipe(1, 1, 1, 64, 0.05, "sgd", 5e-4, (), 1, 256, 128),
+}
+
+
+@dataclass
+class Bench:
+    """What every row needs."""
+
+    arguments: argparse.Namespace
+    recipe: Recipe
+    accelerator: Accelerator
+    train: Resident
+    val: Resident
+    folder: Path
+
+    @torch.no_grad()
+    def top1(self, network: nn.Module) -> float:
+        """Per cent of the validation images."""
+        network.eval()
+        right = 0
+        for indices in torch.split(torch.arange(len(self.val), device=self.accelerator.device), 500):
+            with self.accelerator.autocast():
+                logits = network(self.val.view(indices, None))
+            right += int((logits.argmax(1) == self.val.targets[indices]).sum())
+        return 100 * right / len(self.val)
+
+    def fit(self, task: nn.Module, name: str, epochs: int, seed: int, inputs: Any) -> None:
+        """Train ``task``; a stopped training goes on from its last epoch."""
+        batches: Any = lambda epoch: self.train.epoch(epoch, self.recipe.batch, seed, self.recipe.views)  # noqa: E731
+        fit(
+            task,
+            batches,
+            self.recipe.fit(epochs, seed),
+            name=name,
+            folder=self.folder / "checkpoints" / name,
+            accelerator=self.accelerator,
+            observer=Told(name, epochs) if self.arguments.verbose else Observer(),
+            inputs=inputs,
+        )
+
+    def tapped(self, name: str, seed: int, role: str) -> Tapped:
+        """A fresh network whose weights follow from the seed."""
+        seed_everything(seed, f"{role}-init", 0)
+        network = build(resolve(name), CLASSES, self.train.size)
+        if self.arguments.compile:
+            network.forward_intermediates = torch.compile(network.forward_intermediates)  # type: ignore[assignment, arg-type]
+        return Tapped(network).to(self.accelerator.device).to(memory_format=torch.channels_last)
+
+
+class Told(Observer):
+    """A line an epoch."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self.name, self.epochs, self.start = name, epochs, time.perf_counter()
+
+    def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
+        """See :class:`Observer`."""
+        seconds = time.perf_counter() - self.start
+        print(f"{name} epoch {epoch + 1}/{self.epochs} loss {figures['loss']:.3f} {seconds:.0f} s", flush=True)
+
+
+class TeacherAnswers:
+    """The teacher's logits and maps for every image and recurring view, or the teacher itself where views are fresh."""
+
+    def __init__(self, bench: Bench, teacher: Tapped) -> None:
+        self.teacher, self.train = teacher, bench.train
+        self.kept: list[Features] = []
+        for view in range(bench.recipe.views or 0):
+            parts = [self._ask(part, view) for part in torch.split(torch.arange(len(self.train)), 500)]
+            logits = torch.cat([part.logits for part in parts])
+            self.kept.append(Features(logits, (torch.cat([part.taps[0] for part in parts]).half(),)))
+
+    @torch.no_grad()
+    def _ask(self, indices: Tensor, view: int) -> Features:
+        answer = self.teacher(self.train.view(indices.to(self.train.targets.device), view))
+        return Features(answer.logits.float(), answer.taps)
+
+    def __call__(self, indices: Tensor, view: int) -> Features:
+        """Its answer to a batch."""
+        if not self.kept:
+            return self._ask(indices, view)
+        kept = self.kept[view]
+        return Features(kept.logits[indices], tuple(tap[indices].float() for tap in kept.taps))
+
+
+def train_teacher(bench: Bench) -> Tapped:
+    """The one teacher of all rows; trained once."""
+    teacher, name = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.arguments.teacher
+    with FileLock(bench.folder / "teacher.lock"):
+        file = bench.folder / "teacher.json"
+        task = Supervised(teacher.network)
+        bench.fit(task, "teacher", bench.recipe.teacher_epochs, 0, lambda b: (bench.train.view(b[0], b[2]), b[1]))
+        if not file.exists():
+            file.write_text(json.dumps({"teacher": name, "top1": bench.top1(teacher.network)}))
+    teacher.eval().requires_grad_(False)
+    return teacher
+
+
+def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> nn.Module:
+    """Train one row against the teacher; returns the student."""
+    student, size = bench.tapped(bench.arguments.student, seed, "student"), bench.train.size
+    seed_everything(seed, "objective-init", 0)
+    objective = build_objective(
+        row,
+        teacher=answers.teacher.shapes(size),
+        student=student.shapes(size),
+        classes=CLASSES,
+        settings=settings_of(bench.arguments),
+    ).to(bench.accelerator.device)
+    pretraining = objective.pretraining()
+    if pretraining is not None:
+        kind = row.split("+")[0].removeprefix("ie-")
+        with FileLock(bench.folder / f"factors-{kind}.lock"):  # one teacher, one factor, for all rows and seeds
+            epochs = bench.recipe.factor_epochs
+            bench.fit(pretraining, f"factors-{kind}", epochs, 0, lambda b: (answers(b[0], b[2]).taps,))
+        pretraining.requires_grad_(False)
+    probe = torch.arange(min(512, len(bench.train)), device=bench.accelerator.device)
+    with torch.no_grad():
+        student.eval()
+        objective.prepare(student(bench.train.view(probe, 0)), answers(probe, 0))
+
+    @torch.no_grad()
+    def inputs(batch: Batch) -> tuple[Tensor, ...]:
+        indices, targets, view = batch
+        record = objective.record(answers(indices, view))
+        return (bench.train.view(indices, view), targets, record.logits, *record.codes)
+
+    bench.fit(Distillation(student, objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
+    return student.network
+
+
+def together(bench: Bench, row: str, seed: int) -> nn.Module:
+    """Train two students together, without a teacher; returns the second."""
+    networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
+    task = build_mutual(row, networks, image_size=bench.train.size, settings=settings_of(bench.arguments))
+    bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
+    return networks[1].network
+
+
+def settings_of(arguments: argparse.Namespace) -> ObjectiveSettings:
+    """The objective's settings that were changed on the command line, such as ``--set explore_margin=1.2``."""
+    changes: dict[str, Any] = {}
+    for text in arguments.set:
+        key, _, value = text.partition("=")
+        changes[key] = float(value) if value.replace(".", "", 1).isdigit() else value
+    return ObjectiveSettings(**changes)
+
+
+def run_rows(bench: Bench) -> None:
+    """Every row and seed that no result is there for and no other process has in hand."""
+    answers: TeacherAnswers | None = None
+    for seed in bench.arguments.seeds:
+        for row in bench.arguments.rows:
+            file = bench.folder / "rows" / f"{row}-{seed}.json"
+            try:
+                with FileLock(bench.folder / f"{row}-{seed}.lock", timeout=0):
+                    if file.exists():
+                        continue
+                    if answers is None:
+                        answers = TeacherAnswers(bench, train_teacher(bench))
+                    start = time.perf_counter()
+                    student = together(bench, row, seed) if is_mutual(row) else distilled(bench, answers, row, seed)
+                    keep(bench, file, row, seed, bench.top1(student), time.perf_counter() - start)
+            except Timeout:
+                continue
+
+
+def keep(bench: Bench, file: Path, row: str, seed: int, top1: float, seconds: float) -> None:
+    """Write one row's result; its checkpoint is not needed any more."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    device = torch.cuda.get_device_name() if bench.accelerator.device.type == "cuda" else platform.processor() or "CPU"
+    values = (row, seed, round(top1, 3), bench.recipe.epochs, bench.arguments.recipe, " ".join(bench.arguments.set),
+              round(seconds, 1), device, torch.__version__, commit)  # fmt: skip
+    file.parent.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(dict(zip(FIELDS, values, strict=True))))
+    temporary.replace(file)
+    print(f"{row:12} seed {seed}  top-1 {top1:.2f} %  {seconds:.0f} s", flush=True)
+    (bench.folder / "checkpoints" / f"{row}-{seed}" / "last.pt").unlink(missing_ok=True)
+
+
+def summarize(folder: Path, order: tuple[str, ...]) -> None:
+    """``table.csv``, ``table.md`` and the last line."""
+    found = [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
+    with (folder / "table.csv").open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, FIELDS)
+        writer.writeheader()
+        writer.writerows(found)
+    scores: dict[str, dict[int, float]] = {}
+    for name in order:
+        own = {entry["seed"]: entry["top1"] for entry in found if entry["row"] == name}
+        if own:
+            scores[name] = own
+    teacher = json.loads((folder / "teacher.json").read_text())["top1"]
+    table = render(scores, teacher)
+    (folder / "table.md").write_text(table)
+    print(table)
+    print(result_line(scores))
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="as for iekd-compress")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results; the same one resumes")
+    parser.add_argument("--teacher", default="cifar_resnet56")
+    parser.add_argument("--student", default="cifar_resnet20")
+    parser.add_argument("--recipe", choices=RECIPES, default="paper")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), help="objectives")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the objective, as name=value")
+    parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side")
+    parser.add_argument("--threads", type=int, default=0, help="of each job; 0: all")
+    parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    given.out.mkdir(parents=True, exist_ok=True)
+    if given.jobs > 1:
+        command = [sys.executable, *sys.argv, "--jobs", "1"]
+        workers = [subprocess.Popen(command) for _ in range(given.jobs)]
+        codes = [worker.wait() for worker in workers]
+        if any(codes):
+            sys.exit(1)
+    else:
+        if given.threads:
+            torch.set_num_threads(given.threads)
+        recipe = RECIPES[given.recipe]
+        on_gpu = torch.cuda.is_available()
+        accelerator = Accelerator(cpu=not on_gpu, mixed_precision=given.precision)
+        with FileLock(given.out / "data.lock"):
+            train, val = load_split(given.data, given.out, recipe.train_limit, recipe.val_limit, accelerator.device)
+        run_rows(Bench(given, recipe, accelerator, train, val, given.out))
+    summarize(given.out, tuple(given.rows))
+
+
+if __name__ == "__main__":
+    main()
