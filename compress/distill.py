@@ -14,6 +14,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.objectives.base import Objective, TeacherRecord
 from iekd.compress.objectives.build import build_objective
+from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.teacher import first_network
 from iekd.compress.teacher_cache import AnswerCache, bytes_needed
@@ -22,6 +23,7 @@ from iekd.compress.views import Batch
 from iekd.errors import InputError
 from iekd.files import sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
+from iekd.models.ensemble import Ensemble
 from iekd.models.taps import Tapped
 
 MOST_VIEWS = 8
@@ -71,10 +73,12 @@ def distill(
 ) -> dict[str, Any]:
     """Stage ``distill``: write the artefact ``student/``, a plain network with nothing of the training in it."""
     network, architecture = first_network(given, origin, job.config.student_weights, job, "student")
-    tapped_teacher = Tapped(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
+    if isinstance(network, Ensemble):
+        raise InputError(f"the student is one network, not the {len(network.members)} of '{given}'.", "Name one.")
+    tapped_teacher = tap_teacher(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
     tapped_teacher.eval().requires_grad_(False)
     student = Tapped(network, job.config.taps).to(job.device)
-    objective = _objective(tapped_teacher, student, job)
+    objective = make_objective(job.config, tapped_teacher, student, job.preprocessing.size, job.classes).to(job.device)
     factor_history = _prepare_factors(objective, tapped_teacher, job)
     _prepare_from_data(objective, tapped_teacher, student, job)
     history = _train(student, objective, tapped_teacher, lr, epochs, job)
@@ -98,6 +102,16 @@ def load_teacher(job: Job, given: str | nn.Module) -> nn.Module:
     return load_artefact(job.folder / "teacher", given if isinstance(given, nn.Module) else None).network
 
 
+Teacher = Tapped | EnsembleTeacher
+
+
+def tap_teacher(network: nn.Module, taps: tuple[int, ...]) -> Teacher:
+    """The teacher with its taps; an ensemble's members are tapped each."""
+    if isinstance(network, Ensemble):
+        return EnsembleTeacher([Tapped(member, taps) for member in network.members])
+    return Tapped(network, taps)
+
+
 def objective_settings(config: RunConfig) -> ObjectiveSettings:
     """The objective's part of the settings; what is None there keeps the objective's own default."""
     own = {field.name for field in dataclasses.fields(ObjectiveSettings)}
@@ -105,19 +119,24 @@ def objective_settings(config: RunConfig) -> ObjectiveSettings:
     return ObjectiveSettings(**given)
 
 
-def _objective(teacher: Tapped, student: Tapped, job: Job) -> Objective:
-    size = job.preprocessing.size
-    seed_everything(job.config.seed, "objective-init", 0)
+def make_objective(config: RunConfig, teacher: Teacher, student: Tapped, size: int, classes: int) -> Objective:
+    """The objective that the settings name, for these networks and images of ``size`` pixels; seeded.
+
+    Raises:
+        InputError: see :func:`build_objective`.
+    """
+    seed_everything(config.seed, "objective-init", 0)
     return build_objective(
-        job.config.objective,
+        config.objective,
         teacher=teacher.shapes(size),
         student=student.shapes(size),
-        classes=job.classes,
-        settings=objective_settings(job.config),
-    ).to(job.device)
+        classes=classes,
+        settings=objective_settings(config),
+        ensemble=teacher.members(size) if isinstance(teacher, EnsembleTeacher) else (),
+    )
 
 
-def _prepare_factors(objective: Objective, teacher: Tapped, job: Job) -> History:
+def _prepare_factors(objective: Objective, teacher: Teacher, job: Job) -> History:
     """Train what the objective learns from the teacher alone (the factors' auto-encoder), then freeze it."""
     pretraining = objective.pretraining()
     if pretraining is None:
@@ -141,14 +160,14 @@ def _prepare_factors(objective: Objective, teacher: Tapped, job: Job) -> History
 
 
 @torch.no_grad()
-def _prepare_from_data(objective: Objective, teacher: Tapped, student: Tapped, job: Job) -> None:
+def _prepare_from_data(objective: Objective, teacher: Teacher, student: Tapped, job: Job) -> None:
     """Let the objective estimate what it estimates from data: margins, a split by relevance."""
     images = torch.from_numpy(job.some_images(job.data.train, PROBE_IMAGES)).to(job.device)
     student.eval()
     objective.prepare(student(images), teacher(images))
 
 
-def _train(student: Tapped, objective: Objective, teacher: Tapped, lr: float, epochs: int, job: Job) -> History:
+def _train(student: Tapped, objective: Objective, teacher: Teacher, lr: float, epochs: int, job: Job) -> History:
     def answer(images: Tensor) -> tuple[Tensor, ...]:
         record = objective.record(teacher(images))
         return (record.logits, *record.codes)

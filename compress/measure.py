@@ -191,7 +191,7 @@ def _curves(stages: dict[str, dict[str, Any]]) -> list[results.Curve]:
         ("distill", "factors", "factor_curves"),
         ("distill", "student", "curves"),
     ):
-        curves: dict[str, list[float]] = stages[stage]["result"].get(key, {})
+        curves: dict[str, list[float]] = stages.get(stage, {}).get("result", {}).get(key, {})
         found += [results.Curve(stage=title, name=name, values=values) for name, values in curves.items()]
     return found
 

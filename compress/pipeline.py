@@ -16,11 +16,15 @@ from iekd.compress.data import ImageData, load_data
 from iekd.compress.distill import distill, load_teacher
 from iekd.compress.job import Job, make_accelerator
 from iekd.compress.measure import benchmark, export_models, make_report, require_backend
+from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
+from iekd.compress.rehearsal import rehearse
 from iekd.compress.run_folder import RunFolder
 from iekd.compress.teacher import make_teacher
+from iekd.compress.together import train_together
 from iekd.deploy.results import Report
+from iekd.errors import InputError
 
 STAGES = ("plan", "teacher", "distill", "export", "benchmark", "report")
 
@@ -72,6 +76,11 @@ def run_stages(
     until: str,
 ) -> Report | None:
     """Do the stages up to ``until`` (one of ``STAGES``) that the run folder does not hold yet."""
+    if until == "teacher" and is_mutual(config.objective):
+        raise InputError(
+            f"{config.objective} trains both networks together: there is no teacher to train before.",
+            "Use `iekd-compress distill`.",
+        )
     if STAGES.index(until) >= STAGES.index("export"):
         require_backend(config)  # before hours of training, not after
     accelerator = make_accelerator(config)
@@ -81,21 +90,13 @@ def run_stages(
         config = plan.settle(config)
         folder.keep_config(to_yaml(config))
         job = Job(config, images, plan.preprocessing, plan.augmentation, accelerator, observer, folder.path)
+        given = {"teacher": teacher, "student": student}
         stages: dict[str, Callable[[], Any]] = {
-            "teacher": lambda: folder.stage(
-                "teacher",
-                ["teacher"],
-                lambda: make_teacher(teacher, plan.teacher_origin, plan.teacher_epochs, plan.teacher_lr, job),
-            ),
-            "distill": lambda: folder.stage(
-                "distill",
-                ["student"],
-                lambda: distill(student, plan.student_origin, plan.lr, plan.epochs, job, load_teacher(job, teacher)),
-            ),
+            **_training(folder, given, plan, job),
             "export": lambda: folder.stage(
                 "export",
                 ["teacher.onnx", "student.onnx"],
-                lambda: export_models(job, {"teacher": teacher, "student": student}),
+                lambda: export_models(job, given),
                 one_process=True,
             ),
             "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
@@ -107,6 +108,29 @@ def run_stages(
             if name == until:
                 break
     return result if isinstance(result, Report) else None
+
+
+def _training(
+    folder: RunFolder, given: dict[str, str | nn.Module], plan: Plan, job: Job
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The stages that train: first the teacher and then the student, or both together."""
+    teacher, student = given["teacher"], given["student"]
+    if is_mutual(job.config.objective):
+        return {
+            "distill": lambda: folder.stage("distill", ["teacher", "student"], lambda: train_together(given, plan, job))
+        }
+    return {
+        "teacher": lambda: folder.stage(
+            "teacher",
+            ["teacher"],
+            lambda: make_teacher(teacher, plan.teacher_origin, plan.teacher_epochs, plan.teacher_lr, job),
+        ),
+        "distill": lambda: folder.stage(
+            "distill",
+            ["student"],
+            lambda: distill(student, plan.student_origin, plan.lr, plan.epochs, job, load_teacher(job, teacher)),
+        ),
+    }
 
 
 def open_data(config: RunConfig) -> ImageData:
@@ -137,9 +161,12 @@ def _plan(
     student: str | nn.Module,
     observer: Observer,
 ) -> Plan:
-    return plan_from_json(
-        folder.stage("plan", [], lambda: plan_to_json(make_plan(config, data, teacher, student, observer)))
-    )
+    def work() -> dict[str, Any]:
+        plan = make_plan(config, data, teacher, student, observer)
+        rehearse(config, plan, len(data.classes), teacher, student)
+        return plan_to_json(plan)
+
+    return plan_from_json(folder.stage("plan", [], work))
 
 
 def _name(network: nn.Module) -> str:

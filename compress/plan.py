@@ -16,6 +16,7 @@ from iekd.compress.data import ImageData
 from iekd.compress.observer import Observer
 from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
 from iekd.models.checkpoint import read_description
+from iekd.models.ensemble import member_names
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.registry import is_artefact, resolve
 
@@ -123,13 +124,14 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
 
 
 def is_given_artefact(given: str | nn.Module) -> bool:
-    """Did the user name an earlier artefact?"""
-    return isinstance(given, str) and is_artefact(given)
+    """Did the user name an earlier artefact, or an ensemble of them?"""
+    return isinstance(given, str) and is_artefact(member_names(given)[0])
 
 
 def _base_preprocessing(given: str | nn.Module) -> Preprocessing:
     """Normalisation that the teacher was made for; ImageNet's where it is not known."""
     if isinstance(given, str):
+        given = member_names(given)[0]
         if is_artefact(given):
             return Preprocessing.from_json(json.dumps(read_description(Path(given))["preprocessing"]))
         architecture = resolve(given)

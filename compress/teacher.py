@@ -12,8 +12,9 @@ from iekd.compress.job import Job
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
 from iekd.errors import EnvironmentMissingError, InputError
 from iekd.models.checkpoint import Artefact, load_artefact, load_state, read_description, read_weights, save_artefact
+from iekd.models.ensemble import Ensemble, member_names
 from iekd.models.hub import load_pretrained
-from iekd.models.registry import Architecture, build, check_classes, is_artefact, resolve
+from iekd.models.registry import Architecture, build, check_classes, ensemble_of, is_artefact, resolve
 
 SCRATCH_LR = 2e-3
 PRETRAINED_LR = 3e-4
@@ -27,7 +28,12 @@ class Supervised(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """The one term ``task``."""
+        """The one term ``task``; of an ensemble one a member, so that each learns by itself."""
+        if isinstance(self.network, Ensemble):
+            return {
+                f"task{number}": F.cross_entropy(member(images).float(), targets)
+                for number, member in enumerate(self.network.members)
+            }
         return {"task": F.cross_entropy(self.network(images).float(), targets)}
 
 
@@ -42,6 +48,8 @@ def decide_weights(given: str | nn.Module, weights: str, classes: int, image_siz
     """
     if isinstance(given, nn.Module):
         return "object", ""
+    if len(member_names(given)) > 1:
+        return _decide_for_ensemble(given, weights, classes, image_size)
     if is_artefact(given):
         return "artefact", ""
     architecture = resolve(given)
@@ -60,6 +68,18 @@ def decide_weights(given: str | nn.Module, weights: str, classes: int, image_siz
     return "hub", ""
 
 
+def _decide_for_ensemble(given: str, weights: str, classes: int, image_size: int) -> tuple[str, str]:
+    """One origin for all members: they are trained, or taken as they are, together."""
+    if weights not in ("auto", "hub", "scratch"):
+        raise InputError("one file of weights cannot serve several teachers.", "Give auto, hub or scratch.")
+    found = [decide_weights(part, weights, classes, image_size) for part in member_names(given)]
+    origins = {origin for origin, _ in found}
+    if "artefact" in origins and len(origins) > 1:
+        raise InputError(f"'{given}' mixes artefacts and names.", "Give artefacts only, or names only.")
+    why = next((reason for _, reason in found if reason), "")
+    return (origins.pop(), why) if len(origins) == 1 else ("scratch", why)
+
+
 def first_network(
     given: str | nn.Module, origin: str, weights: str, job: Job, name: str
 ) -> tuple[nn.Module, Architecture]:
@@ -73,6 +93,10 @@ def first_network(
     if isinstance(given, nn.Module):
         check_classes(given, type(given).__name__, classes, size)
         return given, Architecture("object", f"{type(given).__module__}.{type(given).__qualname__}")
+    parts = member_names(given)
+    if len(parts) > 1:
+        members = [first_network(part, origin, weights, job, f"{name}{at}") for at, part in enumerate(parts)]
+        return Ensemble([network for network, _ in members]), ensemble_of([own for _, own in members])
     if origin == "artefact":
         return _from_artefact(Path(given), job)
     architecture = resolve(given)

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from iekd.errors import InputError, unknown_name
 from iekd.models import cifar as cifar  # registers its networks with timm
 from iekd.models.aliases import ALIASES
+from iekd.models.ensemble import SEPARATOR, Ensemble, member_names
 
 _FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -28,7 +29,8 @@ class Architecture:
     """How to build a network again, in a form that fits into JSON.
 
     Attributes:
-        kind: ``timm``, ``function`` (``package.module:function``) or ``object`` (a module that the caller built).
+        kind: ``timm``, ``function`` (``package.module:function``), ``ensemble`` (of ``arguments['members']``), or
+            ``object`` (a module that the caller built).
         name: the timm name, the function, or the class.
         arguments: keyword arguments beside the class count.
     """
@@ -49,6 +51,8 @@ def resolve(text: str) -> Architecture:
     Raises:
         InputError: no such model, with close matches.
     """
+    if SEPARATOR in text:
+        return ensemble_of([resolve(part) for part in member_names(text)])
     if _FUNCTION.match(text):
         return Architecture("function", text)
     name = ALIASES.get(text, text)
@@ -62,6 +66,12 @@ def resolve(text: str) -> Architecture:
     raise unknown_name("model", text, {*ALIASES, *timm.list_models()}, listed_by="iekd-compress models")
 
 
+def ensemble_of(members: list[Architecture]) -> Architecture:
+    """The architecture of networks that answer together."""
+    name = SEPARATOR.join(member.name for member in members)
+    return Architecture("ensemble", name, {"members": [asdict(member) for member in members]})
+
+
 def build(architecture: Architecture, classes: int, image_size: int) -> nn.Module:
     """A network of ``classes`` outputs with fresh weights.
 
@@ -73,6 +83,9 @@ def build(architecture: Architecture, classes: int, image_size: int) -> nn.Modul
         network = _build_timm(architecture, classes, image_size)
     elif architecture.kind == "function":
         network = _build_by_function(architecture, classes)
+    elif architecture.kind == "ensemble":
+        members = [Architecture(**member) for member in architecture.arguments["members"]]
+        network = Ensemble([build(member, classes, image_size) for member in members])
     else:
         raise InputError(
             f"{architecture.name} was given as a Python object, which no file can rebuild.",

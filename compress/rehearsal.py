@@ -1,0 +1,58 @@
+"""Before hours of training: can these two networks be tapped there, and trained with this objective?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from torch import nn
+
+from iekd.compress.config import RunConfig
+from iekd.compress.distill import Teacher, make_objective, objective_settings, tap_teacher
+from iekd.compress.objectives.build import parse_objective
+from iekd.compress.objectives.catalogue import is_mutual
+from iekd.compress.objectives.mutual import build_mutual
+from iekd.compress.plan import Plan
+from iekd.errors import InputError
+from iekd.models.checkpoint import read_description
+from iekd.models.ensemble import Ensemble, member_names
+from iekd.models.registry import Architecture, build, ensemble_of, is_artefact, resolve
+from iekd.models.taps import Tapped
+
+
+def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Module, student: str | nn.Module) -> None:
+    """Build both networks, their taps and the objective, untrained, and drop them again.
+
+    Raises:
+        InputError: unknown objective or tap, a split that leaves a part empty, a term that so few classes do not allow.
+    """
+    if not is_mutual(config.objective):
+        parse_objective(config.objective)  # a misspelt name need not wait for networks
+    size = plan.image_size
+    networks = [_untrained(given, classes, size) for given in (teacher, student)]
+    if isinstance(networks[1], Ensemble):
+        raise InputError(f"the student is one network, not those of '{student}'.", "Name one.")
+    own = Tapped(networks[1], config.taps)
+    if is_mutual(config.objective):
+        if isinstance(networks[0], Ensemble):
+            raise InputError(f"{config.objective} trains two networks, not the ensemble '{teacher}'.", "Name one.")
+        pair = (Tapped(networks[0], config.taps), own)
+        build_mutual(config.objective, pair, image_size=size, settings=objective_settings(config))
+        return
+    tapped: Teacher = tap_teacher(networks[0], config.taps)
+    make_objective(config, tapped, own, size, classes)
+
+
+def _untrained(given: str | nn.Module, classes: int, size: int) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    return build(_architecture(given), classes, size)
+
+
+def _architecture(given: str) -> Architecture:
+    parts = member_names(given)
+    if len(parts) > 1:
+        return ensemble_of([_architecture(part) for part in parts])
+    if is_artefact(given):
+        return Architecture(**json.loads(json.dumps(read_description(Path(given))["architecture"])))
+    return resolve(given)

@@ -1,0 +1,136 @@
+"""Every objective in a whole run: it trains, is stopped and goes on to the same weights, and its student exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from objective_table import MUTUAL, TABLE, Row
+from safetensors.torch import load_file
+from small import settings
+
+import iekd
+from iekd.compress.observer import Observer
+from iekd.deploy.report import read_report
+from iekd.errors import InputError
+from iekd.models.checkpoint import load_artefact
+
+KEPT = ("inherit_weight", "explore_weight", "kd_weight", "temperature", "inherit_fraction", "split", "explore_margin")
+ROWS = (*TABLE, *(Row(name, {}, frozenset(terms)) for name, terms in MUTUAL))
+
+
+def tiny(out: Path, **changes: Any) -> dict[str, Any]:
+    return settings(
+        **{
+            "teacher": "tiny_networks:teacher",
+            "student": "tiny_networks:student",
+            "tap": "4",
+            "image_size": 16,
+            "train_limit": 96,
+            "views": 2,
+            "bench_seconds": 0.05,
+            "teacher_epochs": 1,
+            "factor_epochs": 1,
+            "lr": 0.02,
+            "out": str(out),
+            **changes,
+        }
+    )
+
+
+class Stop(Observer):
+    """Interrupts after the student's first epoch, as Ctrl-C does."""
+
+    def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
+        if name == "student" and epoch == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A trained teacher, for all."""
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    iekd.run(**tiny(out, objective="ce", epochs=1, teacher_epochs=3))
+    return str(out / "teacher")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+def test_it_trains_resumes_and_exports(row: Row, teacher: str, tmp_path: Path) -> None:
+    changes = {key: value for key, value in row.settings.items() if key in KEPT}
+    if row not in TABLE:
+        changes["teacher"] = "tiny_networks:teacher"
+    else:
+        changes |= {"teacher": teacher, "teacher_epochs": 0}
+    whole, stopped = (tiny(tmp_path / name, objective=row.name, epochs=4, **changes) for name in ("a", "b"))
+    report = iekd.run(**whole)
+    with pytest.raises(KeyboardInterrupt):
+        iekd.run(**stopped, observer=Stop())
+    iekd.run(**stopped)
+    weights, again = (load_file(tmp_path / name / "student" / "model.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(value, again[key]) for key, value in weights.items())
+    curves = {curve.name: curve.values for curve in report.curves if curve.stage == "student"}
+    assert row.terms <= set(curves)
+    assert curves["loss"][-1] < curves["loss"][0]
+    assert report.student.verification.top1_agreement == 1
+    assert read_report(tmp_path / "b" / "report.json").student.accuracy == report.student.accuracy
+
+
+def test_both_networks_of_mutual_learning_ship(tmp_path: Path) -> None:
+    report = iekd.run(**tiny(tmp_path / "run", objective="dml", epochs=1))
+    assert [stage.name for stage in report.stages] == ["plan", "distill", "export", "benchmark"]
+    for role in ("teacher", "student"):
+        assert (tmp_path / "run" / f"{role}.onnx").is_file()
+        assert load_artefact(tmp_path / "run" / role).architecture.name == f"tiny_networks:{role}"
+
+
+def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
+    two = "tiny_networks:teacher,tiny_networks:student"
+    report = iekd.run(**tiny(tmp_path / "run", teacher=two, objective="ie-ft+kd", factor_epochs=2))
+    assert report.teacher.name == two
+    assert {"task0", "task1"} <= {curve.name for curve in report.curves if curve.stage == "teacher"}
+    again = load_artefact(tmp_path / "run" / "teacher").network.eval()
+    images = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.allclose(again(images), sum(member(images) for member in again.members) / 2, atol=1e-6)
+    kept = str(tmp_path / "run" / "teacher")
+    grown = iekd.run(**tiny(tmp_path / "more", teacher=f"{kept},{kept}", objective="kd", epochs=1, teacher_epochs=0))
+    assert grown.teacher.accuracy.correct == report.teacher.accuracy.correct
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"objective": "ie-fit"}, "Did you mean"),
+        ({"objective": "ie-ft", "tap": "9"}, "has no tap 9"),
+        ({"objective": "ie-ft", "inherit_fraction": 0.01}, "leaves a part empty"),
+        ({"objective": "dml+kd"}, "stands alone"),
+        ({"objective": "ie-dml", "split": "relevance"}, "needs a finished teacher"),
+        ({"student": "tiny_networks:teacher,tiny_networks:student"}, "the student is one network"),
+        ({"objective": "dml", "teacher": "tiny_networks:teacher,tiny_networks:student"}, "trains two networks"),
+        ({"teacher": "tiny_networks:teacher,resnett18"}, "unknown model 'resnett18'"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_before_anything_is(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        iekd.run(**tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_mutual_learning_has_no_teacher_to_train_before(tmp_path: Path) -> None:
+    from iekd.compress.config import make_config
+    from iekd.compress.pipeline import run_stages
+
+    given = tiny(tmp_path / "run", objective="dml")
+    with pytest.raises(InputError, match="no teacher to train before"):
+        run_stages(
+            make_config({**given, "data": "digits"}),
+            given["teacher"],
+            given["student"],
+            "digits",
+            Observer(),
+            until="teacher",
+        )
