@@ -34,13 +34,14 @@ class Encoder(nn.Sequential):
     """Maps (B, channels, H, W) to factors (B, factors, H, W).
 
     A 1x1 projection first brings wide maps down: at ResNet-50's 2,048 channels, 3x3 convolutions at full width would
-    cost ten times what a MobileNetV2 does.
+    cost ten times what a MobileNetV2 does.  Of the published three 3x3 convolutions one is left, and a 1x1: encoders
+    must not cost more than a twentieth of a step (benchmarks/training_step.py).
     """
 
     def __init__(self, channels: int, hidden: int, factors: int) -> None:
         width = min(channels, hidden)
         narrow = _block(channels, width, 1) if channels > width else []
-        super().__init__(*narrow, *_block(width, factors, 3), *_block(factors, factors, 3))
+        super().__init__(*narrow, *_block(width, factors, 3), *_block(factors, factors, 1))
 
 
 class Decoder(nn.Sequential):

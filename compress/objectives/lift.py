@@ -95,10 +95,11 @@ class InheritExplore(nn.Module):
         """The student's channels (B, C, h, w) at the common size, by part; parts without channels are left out."""
         student = at_size(student, self.size)
         indices = self._indices()
-        return {
-            part: student if len(indices[part]) == student.shape[1] else student.index_select(1, indices[part])
-            for part in self.heads
-        }
+        if self.settings.split != "natural":
+            student = student.index_select(1, torch.cat(list(indices.values())))
+        # Split rather than selected one by one: the gradient is then put together in the maps' own memory format.
+        channels = student.split([len(index) for index in indices.values()], 1)
+        return {part: own for part, own in zip(indices, channels, strict=True) if part in self.heads}
 
     def answers(self, student: Tensor) -> dict[str, Tensor]:
         """What the heads make of the parts, each shaped like the code."""

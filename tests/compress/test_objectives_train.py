@@ -112,9 +112,7 @@ def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
         ({"teacher": "tiny_networks:teacher,resnett18"}, "unknown model 'resnett18'"),
     ],
 )
-def test_what_cannot_be_trained_is_told_before_anything_is(
-    changes: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_trained_is_told_before_anything_is(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         iekd.run(**tiny(tmp_path / "run", **changes))
     assert not (tmp_path / "run" / "checkpoints").exists()

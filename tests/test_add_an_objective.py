@@ -1,0 +1,50 @@
+"""docs/add-an-objective.md, executed as it stands."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import objective_table
+import pytest
+
+import iekd
+from iekd.compress.objectives import catalogue
+
+sys.path.insert(0, str(Path(__file__).parent / "compress"))
+import test_objectives_table as every
+import test_objectives_train as whole
+
+PAGE = Path(__file__).parent.parent / "docs" / "add-an-objective.md"
+MODULE = "iekd.compress.objectives.hint"
+
+
+@pytest.fixture(scope="module")
+def row() -> Iterator[objective_table.Row]:
+    """The page's file as a module, its line in the catalogue, its row."""
+    file, line, row = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    module = types.ModuleType(MODULE)
+    exec(compile(file, "hint.py", "exec"), module.__dict__)
+    sys.modules[MODULE] = module
+    catalogue.register(eval(line, vars(catalogue)))
+    yield eval(row, vars(objective_table))
+    for name in ("hint", "ie-hint"):
+        del catalogue.OBJECTIVES[name]
+    del sys.modules[MODULE]
+
+
+def test_the_new_objective_passes_what_the_table_asks(row: objective_table.Row) -> None:
+    every.test_terms_are_named_and_reach_student_and_heads(row)
+    every.test_training_lowers_the_loss_and_leaves_the_teachers_side_alone(row)
+    every.test_the_state_goes_round_through_a_file(row)
+    every.test_records_are_compact_and_survive_half_precision(row)
+    every.test_exploration_is_bounded(row)
+
+
+def test_the_new_objective_trains_resumes_and_exports(row: objective_table.Row, tmp_path: Path) -> None:
+    out = tmp_path / "teacher"
+    iekd.run(**whole.tiny(out, objective="ce", epochs=1))
+    whole.test_it_trains_resumes_and_exports(row, str(out / "teacher"), tmp_path)
