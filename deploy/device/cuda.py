@@ -288,7 +288,9 @@ class Stream(_Resource):
         Raises:
             DeviceError: something in it cannot be captured; the stream is usable again.
         """
-        return Graph(self.cuda, self.cuda.handle("cudaStreamEndCapture", self.pointer))
+        graph = c_void_p()
+        self.cuda.call("cudaStreamEndCapture", self.pointer, ctypes.byref(graph))
+        return Graph(self.cuda, graph.value or 0)
 
     def abandon_capture(self) -> None:
         """End a capture whose content is not wanted; never raises, as a broken capture is why it is called."""

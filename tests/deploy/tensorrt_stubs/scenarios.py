@@ -1,0 +1,394 @@
+"""What the API contract runs: ``scenarios.py NAME FOLDER``, in a process with one version's genuine bindings.
+
+FOLDER holds a copy of ``deploy/device`` as the plain package ``device``, as on a board.  Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stand_in
+import tensorrt_bindings as trt
+
+CLASSES, SHAPE = 5, (3, 4, 4)
+
+
+def main(name: str, folder: Path) -> None:
+    sys.modules["tensorrt"] = trt
+    sys.path.insert(0, str(folder))
+    sys.stdout.write(json.dumps(SCENARIOS[name](folder)) + "\n")
+
+
+def surface(folder: Path) -> Any:
+    return stand_in.surface(trt)
+
+
+def outcome(work: Callable[[], Any]) -> dict[str, str]:
+    """What a call raised."""
+    try:
+        value = work()
+    except Exception as error:
+        return {"raised": type(error).__name__, "message": getattr(error, "message", str(error))}
+    return {"returned": str(value)}
+
+
+def model(folder: Path) -> Path:
+    onnx = folder / "student.onnx"
+    if not onnx.exists():
+        onnx.write_bytes(b"an ONNX file that only a stand-in reads")
+    return onnx
+
+
+def nothing_returned(folder: Path) -> Any:
+    """The genuine bindings over libraries that return nothing, as on a machine without a GPU."""
+    from device.engine import BuildSettings, build_engine, this_machine
+    from device.engine_cache import Identity, Manifest, sha256_of
+    from device.session import EngineSession
+
+    engine = folder / "lone.engine"
+    engine.write_bytes(b"plan")
+    identity = Identity("0" * 64, this_machine(), BuildSettings().as_dict())
+    Manifest(identity, sha256_of(engine), 4, str(model(folder)), 1.0, "now").write(engine)
+    return {
+        "build": outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "cache")),
+        "load": outcome(lambda: EngineSession(engine)),
+        "machine": vars(this_machine()),
+        "logs": [path.name for path in (folder / "cache").glob("*.log")],
+    }
+
+
+def version(folder: Path) -> Any:
+    from device.trt_version import require_tensorrt
+
+    return outcome(require_tensorrt)
+
+
+# Building, with stand-ins
+
+
+class Workshop:
+    """Scripts the stand-ins of a build, and remembers what the build asked for."""
+
+    def __init__(self, folder: Path, *, shape: tuple[int, ...] = (-1, *SHAPE), dla: int = 0) -> None:
+        self.shape = shape
+        self.builds = 0
+        self.config: Any = None
+        self.fail: Callable[[Any], None] | None = None
+        self.script: stand_in.Script = {
+            ("INetworkDefinition", "num_inputs"): 1,
+            ("INetworkDefinition", "num_outputs"): 1,
+            ("ITensor", "shape"): trt.Dims(shape),
+            ("ITensor", "name"): "images",
+            ("IBuilderConfig", "add_optimization_profile"): lambda profile: 0,
+            ("Builder", "num_DLA_cores"): dla,
+            ("Builder", "build_serialized_network"): self.build,
+            ("EngineInspector", "get_engine_information"): lambda style: '{"Layers": ["conv1"]}',
+        }
+        self.bindings = stand_in.Bindings(trt, self.script)
+
+    def build(self, network: Any, config: Any, *_: Any) -> Any:
+        """What TensorRT does inside the build: phases and steps, told to the monitor from this thread."""
+        self.builds += 1
+        self.config = config.stand_in_values
+        monitor = self.config["progress_monitor"]
+        monitor.phase_start("Building Engine", None, 2)
+        for step in range(2):
+            monitor.phase_start("Tactics", "Building Engine", 4)
+            for tactic in range(4):
+                time.sleep(0.03)
+                if not monitor.step_complete("Tactics", tactic):
+                    return None
+            monitor.phase_finish("Tactics")
+            monitor.step_complete("Building Engine", step)
+        monitor.phase_finish("Building Engine")
+        if self.fail:
+            self.fail(network)
+            return None
+        return stand_in.StandIn(self.bindings, trt.IHostMemory)
+
+    def called(self, owner: str, name: str) -> list[Any]:
+        return [arguments for kind, method, arguments in self.bindings.calls if (kind, method) == (owner, name)]
+
+
+def flag_names(calls: list[Any]) -> list[str]:
+    """Names of flags; of the two that STRIP_PLAN has in version 10, the newer."""
+    names = {int(member): name for name, member in trt.BuilderFlag.__members__.items() if name != "WEIGHTLESS"}
+    return [names[int(arguments[0])] for arguments in calls]
+
+
+def build(folder: Path) -> Any:
+    """Every setting, the cache, progress and log."""
+    from device.engine import BuildSettings, build_engine
+
+    shop = Workshop(folder, shape=(-1, 3, -1, -1), dla=2)
+    shares: list[tuple[float, str]] = []
+    log: list[str] = []
+    settings = BuildSettings(
+        batch=(1, 4, 16),
+        height=(32, 64, 128),
+        width=(32, 64, 128),
+        workspace_mib=512,
+        tactic_mib=256,
+        optimization_level=5,
+        tf32=False,
+        sparse=True,
+        version_compatible=True,
+        hardware_compatible=True,
+        strip_plan=True,
+    )
+    cache = folder / "cache"
+    engine = build_engine(model(folder), settings, cache, progress=lambda *a: shares.append(a), log=log.append)
+    again = build_engine(model(folder), settings, cache)
+    builds = shop.builds
+    on_dla = BuildSettings(batch=(8, 8, 8), height=(64, 64, 64), width=(64, 64, 64), dla_core=1)
+    build_engine(model(folder), on_dla, cache)
+    profile = shop.called("IOptimizationProfile", "set_shape")[0]
+    return {
+        "flags": flag_names(shop.called("IBuilderConfig", "set_flag")),
+        "cleared": flag_names(shop.called("IBuilderConfig", "clear_flag")),
+        "network": shop.called("Builder", "create_network")[0][0],
+        "strongly typed": 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
+        "pools": [arguments[1] for arguments in shop.called("IBuilderConfig", "set_memory_pool_limit")],
+        "profile": [list(dims) for dims in profile[1:]],
+        "same": engine == again,
+        "builds": builds,
+        "files": sorted(path.name.replace(engine.stem, "NAME") for path in cache.iterdir() if "-" in path.name),
+        "layers": engine.with_suffix(".layers.json").read_text(),
+        "timing reused": len(shop.called("IBuilderConfig", "create_timing_cache")[-1][0]),
+        "dla": [shop.config["DLA_core"], str(shop.config["default_device_type"])],
+        "no dla": outcome(lambda: build_engine(model(folder), BuildSettings(**vars(on_dla) | {"dla_core": 2}), cache)),
+        "shares": [share for share, _ in shares],
+        "phases": sorted({phase for _, phase in shares}),
+        "log": log,
+    }
+
+
+def refused(folder: Path) -> Any:
+    """Builds that fail: an operator, memory, a stop by the user."""
+    from device.engine import BuildSettings, build_engine
+
+    shop = Workshop(folder)
+    answers = {}
+
+    def say(severity: Any, line: str) -> None:
+        journal = shop.config["progress_monitor"].watch
+        journal.lines.append(f"[{severity}] {line}")
+
+    refusal = {
+        ("OnnxParser", "parse"): lambda *_: False,
+        ("OnnxParser", "num_errors"): 1,
+        ("ParserError", "node_operator"): lambda: "GridSample",
+        ("ParserError", "node_name"): lambda: "/warp/GridSample",
+        ("ParserError", "desc"): lambda: 'Assertion failed: creator && "Plugin not found"',
+    }
+    shop.script.update(refusal)
+    answers["operator"] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "a"))
+    for key in refusal:
+        del shop.script[key]
+    shop.fail = lambda _network: say("W", "Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
+    answers["memory"] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "b"))
+    answers["log"] = [path.read_text() for path in (folder / "b").glob("*.log")]
+    shop.fail = None
+
+    def interrupt(share: float, phase: str) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        build_engine(model(folder), BuildSettings(), folder / "c", progress=interrupt)
+    except KeyboardInterrupt:
+        answers["interrupted"] = sorted(path.name for path in (folder / "c").iterdir())
+    shop.script[("IBuilderConfig", "set_timing_cache")] = lambda cache, mismatch: False
+    (folder / "d").mkdir()
+    log: list[str] = []
+    build_engine(model(folder), BuildSettings(), folder / "d", log=log.append)
+    answers["foreign timing cache"] = [line for line in log if "timing cache" in line]
+    shop.script[("ITensor", "shape")] = trt.Dims((4, *SHAPE))
+    answers["fixed batch"] = outcome(lambda: build_engine(model(folder), BuildSettings(batch=(1, 1, 2)), folder / "e"))
+    return answers
+
+
+# Running, with stand-ins over a CUDA runtime in host memory
+
+
+class Device:
+    """Scripts the stand-ins of an engine whose logit k is (k + 1) times the mean of an image."""
+
+    def __init__(self, most: int, output: Any = None) -> None:
+        self.cudart = ctypes.CDLL(os.environ["IEKD_CUDART"])
+        self.cudart.standInEnqueue.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+        self.addresses: dict[str, int] = {}
+        self.batch = 0
+        self.executions = self.enqueued = 0
+        self.half = output == trt.DataType.HALF
+        self._work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._compute)
+        smallest, usual, largest = (trt.Dims((n, *SHAPE)) for n in (1, 1, most))
+        modes = {"images": trt.TensorIOMode.INPUT, "logits": trt.TensorIOMode.OUTPUT}
+        self.script: stand_in.Script = {
+            ("ICudaEngine", "num_io_tensors"): 2,
+            ("ICudaEngine", "get_tensor_name"): lambda index: ("images", "logits")[index],
+            ("ICudaEngine", "get_tensor_mode"): lambda name: modes[name],
+            ("ICudaEngine", "get_tensor_shape"): lambda name: trt.Dims(
+                (-1, *(SHAPE if name == "images" else (CLASSES,)))
+            ),
+            ("ICudaEngine", "get_tensor_dtype"): lambda name: (
+                (output or trt.float32) if name == "logits" else trt.float32
+            ),
+            ("ICudaEngine", "get_tensor_profile_shape"): lambda name, index: [smallest, usual, largest],
+            ("IExecutionContext", "set_tensor_address"): self._address,
+            ("IExecutionContext", "set_input_shape"): self._shape,
+            ("IExecutionContext", "execute_async_v3"): self._execute,
+        }
+
+    def _address(self, name: str, memory: int) -> bool:
+        self.addresses[name] = memory
+        return True
+
+    def _shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.batch = shape[0]
+        return True
+
+    def _execute(self, stream: int) -> bool:
+        self.enqueued += 1
+        self.cudart.standInEnqueue(stream, self._work, None)
+        return True
+
+    def _compute(self, _argument: Any) -> None:
+        self.executions += 1
+        count = self.batch * int(np.prod(SHAPE))
+        images = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["images"]))
+        means = images.reshape(self.batch, -1).mean(axis=1, keepdims=True)
+        logits = (means * np.arange(1, CLASSES + 1)).astype(np.float16 if self.half else np.float32)
+        ctypes.memmove(self.addresses["logits"], logits.ctypes.data, logits.nbytes)
+
+    def live(self) -> int:
+        """Pieces of CUDA's memory, streams, events and graphs that nobody gave back."""
+        return int(self.cudart.standInLive())
+
+
+def expected(images: Any) -> Any:
+    return images.reshape(len(images), -1).mean(axis=1, keepdims=True) * np.arange(1, CLASSES + 1, dtype=np.float32)
+
+
+def resident_kib() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def session(folder: Path) -> Any:
+    from device.engine import BuildSettings, build_engine
+    from device.errors import DeviceInputError
+    from device.session import EngineSession
+
+    shop = Workshop(folder)
+    engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4)), folder / "cache")
+    device = Device(4)
+    shop.script.update(device.script)
+    random = np.random.default_rng(0)
+    answers: dict[str, Any] = {}
+
+    opened = EngineSession(engine)
+    answers["shape"], answers["most"] = list(opened.input_shape), opened.most
+    errors, states = [], []
+    for batch in (1, 1, 1, 4, 4, 2, 3, 4, 4, 1):
+        images = random.normal(size=(batch, *SHAPE)).astype(np.float32)
+        errors.append(float(np.abs(opened.run(images) - expected(images)).max()))
+        states.append(opened._lane._graph is not None)
+    answers["worst error"], answers["graph in use"] = max(errors), states
+    answers["described"] = opened.describe()
+
+    logits, times = opened.timed_run(images)
+    answers["timed"], answers["timed right"] = times, bool(np.allclose(logits, expected(images), atol=1e-6))
+
+    live, memory = device.live(), 0
+    for call in range(10_500):
+        opened.run(images)
+        if call == 500:
+            memory = resident_kib()
+    answers["10,000 calls"] = {"live": device.live() - live, "kib": resident_kib() - memory}
+    answers["throughput"] = opened.throughput(images, streams=3, seconds=0.05, warmup_seconds=0.01)
+    answers["throughput leaves"] = device.live() - live
+
+    wrong = {
+        "type": images.astype(np.float64),
+        "channels": np.zeros((1, 1, 4, 4), np.float32),
+        "rank": np.zeros((3, 4, 4), np.float32),
+        "empty": np.zeros((0, *SHAPE), np.float32),
+        "too many": np.zeros((5, *SHAPE), np.float32),
+    }
+    answers["wrong"] = {name: outcome(lambda value=value: opened.run(value)) for name, value in wrong.items()}
+    opened.close()
+    opened.close()
+    answers["closed"] = outcome(lambda: opened.run(images))
+    answers["left after close"] = device.live()
+
+    with EngineSession(engine, cuda_graph=False) as plain:
+        before = device.enqueued
+        for _ in range(3):
+            plain.run(images)
+        answers["without graph"] = [device.enqueued - before, plain.describe()["cuda graph"]]
+
+    device.cudart.standInFail(b"cudaStreamEndCapture", 900)
+    with EngineSession(engine) as unlucky:
+        found = [bool(np.allclose(unlucky.run(images), expected(images), atol=1e-6)) for _ in range(3)]
+        answers["capture fails"] = [found, unlucky.describe()["cuda graph"]]
+    device.cudart.standInFail(b"cudaMalloc", 2)
+    answers["no memory"] = outcome(lambda: EngineSession(engine))
+    device.cudart.standInFail(b"", 0)
+    answers["left at the end"] = device.live()
+
+    half = Device(4, trt.DataType.HALF)
+    shop.script.update(half.script)
+    with EngineSession(engine) as narrow:
+        logits = narrow.run(images)
+        answers["half"] = [str(logits.dtype), bool(np.allclose(logits, expected(images), atol=2e-3))]
+
+    manifest = engine.with_suffix(".json")
+    text = manifest.read_text()
+    foreign = {"gpu": ("stand-in for a GPU", "Orin"), "sm": ('"8.7"', '"8.6"'), "tensorrt": (trt.__version__, "9.9.9")}
+    answers["foreign"] = {}
+    for name, (ours, theirs) in foreign.items():
+        manifest.write_text(text.replace(ours, theirs))
+        calls = len(shop.called("Runtime", "deserialize_cuda_engine"))
+        answers["foreign"][name] = outcome(lambda: EngineSession(engine))
+        assert len(shop.called("Runtime", "deserialize_cuda_engine")) == calls, "the manifest is read first"
+    assert DeviceInputError
+    return answers
+
+
+def stripped(folder: Path) -> Any:
+    """A plan without weights gets them back from the ONNX file, and only from that very file."""
+    from device.engine import BuildSettings, build_engine
+    from device.session import EngineSession
+
+    shop = Workshop(folder)
+    engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4), strip_plan=True), folder / "cache")
+    shop.script.update(Device(4).script)
+    EngineSession(engine).close()
+    refits = (
+        len(shop.called("OnnxParserRefitter", "refit_from_file")),
+        len(shop.called("Refitter", "refit_cuda_engine")),
+    )
+    model(folder).write_bytes(b"another network")
+    return {"refits": refits, "changed": outcome(lambda: EngineSession(engine))}
+
+
+SCENARIOS: dict[str, Callable[[Path], Any]] = {
+    "surface": surface,
+    "nothing returned": nothing_returned,
+    "version": version,
+    "build": build,
+    "refused": refused,
+    "session": session,
+    "stripped": stripped,
+}
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
