@@ -63,6 +63,7 @@ class Backend(Protocol):
 BACKENDS = {
     "onnxruntime": "iekd.deploy.backends.onnxruntime:CPU",
     "onnxruntime-cuda": "iekd.deploy.backends.onnxruntime:CUDA",
+    "tensorrt": "iekd.deploy.backends.tensorrt:TENSORRT",
 }
 
 

@@ -29,22 +29,22 @@ class Watch:
         self._phases: dict[str, _Phase] = {}
         self._share, self._phase = 0.0, ""
 
-    def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+    def begin(self, name: str, parent: str | None, steps: int) -> None:
         """A phase of ``steps`` steps begins, inside the present step of ``parent``."""
         with self._lock:
             self._phases[name] = _Phase(parent, max(steps, 1))
             self._phase = name
             self._update()
 
-    def step_complete(self, name: str, step: int) -> bool:
-        """Step ``step``, counted from 0, is done.  False when the work should stop."""
+    def step(self, name: str, number: int) -> bool:
+        """Step ``number``, counted from 0, is done.  False when the work should stop."""
         with self._lock:
             if name in self._phases:
-                self._phases[name].done = step + 1
+                self._phases[name].done = number + 1
             self._update()
         return not self.cancelled.is_set()
 
-    def phase_finish(self, name: str) -> None:
+    def end(self, name: str) -> None:
         """The phase is over."""
         with self._lock:
             phase = self._phases.pop(name, None)
@@ -84,23 +84,29 @@ def run_watched(
     outcome: list[Result] = []
     failure: list[BaseException] = []
 
+    begun, finished = threading.Event(), threading.Event()
+
     def body() -> None:
+        begun.set()
         try:
-            outcome.append(work(watch))
+            if not watch.cancelled.is_set():  # Ctrl-C may have come while the thread was being started
+                outcome.append(work(watch))
         except BaseException as error:  # whatever it is, it belongs to the caller
             failure.append(error)
+        finally:
+            finished.set()
 
     thread = threading.Thread(target=body, name="engine-build", daemon=True)
     reported = _Reported()
-    thread.start()
     try:
-        while thread.is_alive():
-            thread.join(_POLL_SECONDS)
+        thread.start()
+        while not finished.wait(_POLL_SECONDS):  # Thread.join, once interrupted, takes a running thread for a dead one
             reported.forward(watch, progress, log)
         reported.forward(watch, progress, log)
     except BaseException:
         watch.cancelled.set()
-        thread.join()
+        if begun.is_set():
+            finished.wait()
         raise
     if failure:
         raise failure[0]

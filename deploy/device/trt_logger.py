@@ -45,12 +45,12 @@ class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
 
     def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
         """Called by TensorRT, from any thread."""
-        self.watch.phase_start(phase_name, parent_phase, num_steps)
+        self.watch.begin(phase_name, parent_phase, num_steps)
 
     def step_complete(self, phase_name: str, step: int) -> bool:
         """Called by TensorRT, from any thread; False ends the build."""
-        return self.watch.step_complete(phase_name, step)
+        return self.watch.step(phase_name, step)
 
     def phase_finish(self, phase_name: str) -> None:
         """Called by TensorRT, from any thread."""
-        self.watch.phase_finish(phase_name)
+        self.watch.end(phase_name)
