@@ -126,6 +126,8 @@ class Walk:
                 self._find(target, f"{owner.name}.{target.attr} cannot be set")
         elif isinstance(target.value, ast.Name) and target.value.id == "self":
             self._bind(f"self.{target.attr}", value)
+        elif owner is None:
+            self._demand_annotation(target)
 
     def _see_name(self, node: ast.Name) -> Known | None:
         for names in reversed(self._names):
@@ -138,8 +140,7 @@ class Walk:
             return self._see_name(ast.Name(f"self.{node.attr}"))
         owner = self._see(node.value)
         if owner is None:
-            if node.attr in self._only_tensorrt and self._file.startswith("trt_"):
-                self._find(node, f"what .{node.attr} belongs to is not annotated")
+            self._demand_annotation(node)
             return None
         if owner.what == "module":
             return self._module_attribute(node)
@@ -147,6 +148,10 @@ class Walk:
             return None
         entry = self._entry(node, owner)
         return self._meaning(entry, owner, node.attr) if entry else None
+
+    def _demand_annotation(self, node: ast.Attribute) -> None:
+        if node.attr in self._only_tensorrt and self._file.startswith("trt_"):
+            self._find(node, f"what .{node.attr} belongs to is not annotated")
 
     def _see_call(self, node: ast.Call) -> Known | None:
         for child in (*node.args, *(keyword.value for keyword in node.keywords)):

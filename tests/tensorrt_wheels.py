@@ -35,7 +35,8 @@ def bindings(version: str, cache: Path) -> Path:
     answer = subprocess.run(command, capture_output=True, text=True, timeout=300)
     if answer.returncode:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UnavailableError(f"pip cannot bring {WHEELS[version]}: {answer.stderr.strip().splitlines()[-1:]}")
+        last = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise UnavailableError(f"pip cannot bring {WHEELS[version]}: {last}")
     try:
         temporary.rename(folder)
     except OSError:  # another process was first

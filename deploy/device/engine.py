@@ -12,7 +12,7 @@ from .engine_watch import Log, Progress, Watch, run_watched
 from .errors import DeviceError, DeviceInputError
 from .trt_version import require_tensorrt
 
-__all__ = ["BuildSettings", "build_engine", "this_machine"]
+__all__ = ["BuildSettings", "build_engine", "dla_cores", "this_machine"]
 
 Builder = Callable[[Path, BuildSettings, bytes, Watch], Built]
 """Builds an engine: the ONNX file, settings, the timing cache so far, and what watches."""
@@ -80,6 +80,18 @@ def this_machine(cuda: Cuda | None = None) -> Machine:
     version = require_tensorrt()
     device = (cuda or Cuda()).device()
     return Machine(tensorrt=version, gpu=device.name, sm=device.sm, driver=device.driver)
+
+
+def dla_cores() -> int:
+    """How many Deep Learning Accelerators this device has.
+
+    Raises:
+        DeviceMissingError: no TensorRT or one older than 10.3, or no GPU.
+    """
+    require_tensorrt()
+    from .trt_runtime import dla_cores as probe
+
+    return probe()
 
 
 def _tensorrt_builder() -> Builder:

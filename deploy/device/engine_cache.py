@@ -121,8 +121,9 @@ def check_engine(engine: Path, here: Machine) -> Manifest:
         )
     if options.get("hardware_compatible") and version_numbers(here.sm) < (8, 0):
         raise DeviceInputError(f"{engine} needs a GPU of SM 8.0 or later; this has {here.sm}.", rebuild)
-    newer = version_numbers(here.tensorrt)[:3] > version_numbers(there.tensorrt)[:3]
-    if there.tensorrt != here.tensorrt and not (options.get("version_compatible") and newer):
+    old, new = version_numbers(there.tensorrt), version_numbers(here.tensorrt)
+    served = options.get("version_compatible") and old[0] == new[0] and old < new
+    if there.tensorrt != here.tensorrt and not served:
         raise DeviceInputError(f"{engine} was built by TensorRT {there.tensorrt}; this is {here.tensorrt}.", rebuild)
     if engine.stat().st_size != manifest.engine_bytes or sha256_of(engine) != manifest.engine_sha256:
         raise DeviceInputError(f"{engine} is not the file that its manifest describes.", rebuild)

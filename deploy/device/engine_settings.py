@@ -30,7 +30,7 @@ class BuildSettings:
     sparse: bool = False
     """Look for 2:4 sparse weights and use them."""
     version_compatible: bool = False
-    """Loads in later TensorRT versions, at some cost in speed."""
+    """Loads in later TensorRT versions of the same major one, at some cost in speed."""
     hardware_compatible: bool = False
     """Loads on any GPU of SM 8.0 or later, at some cost in speed."""
     strip_plan: bool = False

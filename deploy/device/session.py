@@ -44,7 +44,7 @@ class EngineSession:
         from .trt_logger import Journal  # these need TensorRT, which this_machine has found by now
         from .trt_runtime import bindings, load_engine
 
-        self._journal = Journal(Watch())
+        self._journal = Journal(Watch(), keep=200)
         self._runtime, self._engine = load_engine(path, self._manifest, self._journal)
         self._images, self._logits = bindings(self._engine)
         self._cuda_graph = cuda_graph

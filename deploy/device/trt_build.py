@@ -50,7 +50,7 @@ def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Jour
     if plan is None:
         if journal.watch.cancelled.is_set():
             raise BuildError("the build was cancelled.")
-        raise explain(journal.watch.lines)
+        raise journal.failure()
     timings: trt.IHostMemory = cache.serialize()
     return bytes(plan), bytes(timings)
 
@@ -160,6 +160,6 @@ def _layers(plan: bytes, settings: BuildSettings, journal: Journal) -> str:
     runtime: trt.Runtime = make_runtime(journal, host_code=settings.version_compatible)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise explain(journal.watch.lines)
+        raise journal.failure()
     inspector: trt.EngineInspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from .cuda import Cuda, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from .errors import DeviceError, OutOfMemoryError
-from .explain import explain
 from .trt_logger import Journal
 from .trt_runtime import Binding, Shape
 
@@ -65,12 +64,13 @@ class Lane:
         self._context: trt.IExecutionContext | None = context
         self.stream = self._keep(Stream(cuda))
         if not context.set_optimization_profile_async(0, self.stream.pointer):
-            raise explain(self._journal.watch.lines)
+            raise self._journal.failure()
         self._host_in, self._device_in = self._buffers(cuda, self._images)
         self._host_out, self._device_out = self._buffers(cuda, self._logits)
         self._events = [self._keep(Event(cuda)) for _ in range(4)]
-        context.set_tensor_address(self._images.name, self._device_in.pointer)
-        context.set_tensor_address(self._logits.name, self._device_out.pointer)
+        for binding, buffer in ((self._images, self._device_in), (self._logits, self._device_out)):
+            if not context.set_tensor_address(binding.name, buffer.pointer):
+                raise self._journal.failure()
         self.stream.synchronize()
 
     def _keep(self, resource: Any) -> Any:
@@ -138,7 +138,7 @@ class Lane:
         self._drop_graph()
         context: trt.IExecutionContext | None = self._context
         if context is None or not context.set_input_shape(self._images.name, shape):
-            raise explain(self._journal.watch.lines)
+            raise self._journal.failure()
         self._shape, self._warm = shape, False
 
     def _launch(self) -> None:
@@ -158,7 +158,7 @@ class Lane:
     def _enqueue(self) -> None:
         context: trt.IExecutionContext | None = self._context
         if context is None or not context.execute_async_v3(self.stream.pointer):
-            raise explain([*self._journal.watch.lines, "[E] the engine did not run"])
+            raise self._journal.failure("[E] the engine did not run")
 
     def _capture(self) -> None:
         """Capture the network, or go on without for good and say why."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import tensorrt as trt
 
 from .engine_watch import Watch
+from .errors import DeviceError
+from .explain import explain
 
 _LETTERS = {
     trt.ILogger.Severity.INTERNAL_ERROR: "F",
@@ -19,17 +21,28 @@ class Journal(trt.ILogger):  # type: ignore[misc]
 
     Args:
         watch: gets the lines, such as ``[E] message``.
+        keep: so many lines at most, for journals that live long; all when None.
     """
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: Watch, *, keep: int | None = None) -> None:
         trt.ILogger.__init__(self)
         self.watch = watch
+        self.keep = keep
 
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
         """Called by TensorRT, from any thread."""
         letter = _LETTERS.get(severity)
         if letter:
             self.watch.lines.append(f"[{letter}] {msg}")
+            if self.keep is not None:
+                del self.watch.lines[: -self.keep]
+
+    def failure(self, *more: str) -> DeviceError:
+        """What the lines so far, and ``more``, stand for; a journal that lives long then begins anew."""
+        error = explain([*self.watch.lines, *more])
+        if self.keep is not None:
+            self.watch.lines.clear()
+        return error
 
 
 class Monitor(trt.IProgressMonitor):  # type: ignore[misc]

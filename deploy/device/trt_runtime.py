@@ -13,8 +13,8 @@ import numpy as np
 import tensorrt as trt
 
 from .engine_cache import Manifest, onnx_sha256
+from .engine_watch import Watch
 from .errors import DeviceInputError
-from .explain import explain
 from .trt_logger import Journal
 
 Shape = tuple[int, ...]
@@ -42,7 +42,13 @@ def make_builder(journal: Journal) -> trt.Builder:
     try:
         return trt.Builder(journal)
     except TypeError as error:  # how the bindings say that the library returned nothing
-        raise explain([*journal.watch.lines, NOTHING_RETURNED]) from error
+        raise journal.failure(NOTHING_RETURNED) from error
+
+
+def dla_cores() -> int:
+    """How many Deep Learning Accelerators this device has: 2 on most Orins, none on a discrete GPU or on Thor."""
+    builder: trt.Builder = make_builder(Journal(Watch()))
+    return int(builder.num_DLA_cores)
 
 
 def make_runtime(journal: Journal, *, host_code: bool) -> trt.Runtime:
@@ -59,7 +65,7 @@ def make_runtime(journal: Journal, *, host_code: bool) -> trt.Runtime:
     try:
         runtime: trt.Runtime = trt.Runtime(journal)
     except TypeError as error:
-        raise explain([*journal.watch.lines, NOTHING_RETURNED]) from error
+        raise journal.failure(NOTHING_RETURNED) from error
     if host_code:
         runtime.engine_host_code_allowed = True
     return runtime
@@ -76,7 +82,7 @@ def load_engine(path: Path, manifest: Manifest, journal: Journal) -> tuple[trt.R
     runtime: trt.Runtime = make_runtime(journal, host_code=bool(options.get("version_compatible")))
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise explain([*journal.watch.lines, "[E] Engine deserialization failed."])
+        raise journal.failure("[E] Engine deserialization failed.")
     if options.get("strip_plan"):
         _refit(engine, manifest, journal)
     return runtime, engine
@@ -93,7 +99,7 @@ def _refit(engine: trt.ICudaEngine, manifest: Manifest, journal: Journal) -> Non
     refitter: trt.Refitter = trt.Refitter(engine, journal)
     parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, journal)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-        raise explain([*journal.watch.lines, f"[E] {onnx} could not be put into the engine."])
+        raise journal.failure(f"[E] {onnx} could not be put into the engine.")
 
 
 def bindings(engine: trt.ICudaEngine) -> tuple[Binding, Binding]:

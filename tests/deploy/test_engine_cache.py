@@ -175,6 +175,7 @@ def test_what_does_not_fit_is_rebuilt(tmp_path: Path, onnx: Path, spoil: Any) ->
         ({}, {"driver": "newer"}, None),
         ({}, {"tensorrt": "10.13.0"}, "TensorRT 10.3.0; this is 10.13.0"),
         ({"version_compatible": True}, {"tensorrt": "10.13.0"}, None),
+        ({"version_compatible": True}, {"tensorrt": "11.0.0"}, "TensorRT 10.3.0; this is 11.0.0"),
         ({"version_compatible": True}, {"tensorrt": "10.2.0"}, "TensorRT 10.3.0; this is 10.2.0"),
         ({"hardware_compatible": True}, {"sm": "8.6", "gpu": "RTX 3080"}, None),
         ({"hardware_compatible": True}, {"sm": "7.5", "gpu": "RTX 2080"}, "SM 8.0 or later"),

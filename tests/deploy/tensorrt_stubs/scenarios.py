@@ -126,7 +126,7 @@ def flag_names(calls: list[Any]) -> list[str]:
 
 def build(folder: Path) -> Any:
     """Every setting, the cache, progress and log."""
-    from device.engine import BuildSettings, build_engine
+    from device.engine import BuildSettings, build_engine, dla_cores
 
     shop = Workshop(folder, shape=(-1, 3, -1, -1), dla=2)
     shares: list[tuple[float, str]] = []
@@ -163,6 +163,7 @@ def build(folder: Path) -> Any:
         "files": sorted(path.name.replace(engine.stem, "NAME") for path in cache.iterdir() if "-" in path.name),
         "layers": engine.with_suffix(".layers.json").read_text(),
         "timing reused": len(shop.called("IBuilderConfig", "create_timing_cache")[-1][0]),
+        "dla cores": dla_cores(),
         "dla": [shop.config["DLA_core"], str(shop.config["default_device_type"])],
         "no dla": outcome(lambda: build_engine(model(folder), BuildSettings(**vars(on_dla) | {"dla_core": 2}), cache)),
         "shares": [share for share, _ in shares],
@@ -307,12 +308,7 @@ def session(folder: Path) -> Any:
     logits, times = opened.timed_run(images)
     answers["timed"], answers["timed right"] = times, bool(np.allclose(logits, expected(images), atol=1e-6))
 
-    live, memory = device.live(), 0
-    for call in range(10_500):
-        opened.run(images)
-        if call == 500:
-            memory = resident_kib()
-    answers["10,000 calls"] = {"live": device.live() - live, "kib": resident_kib() - memory}
+    live = device.live()
     answers["throughput"] = opened.throughput(images, streams=3, seconds=0.05, warmup_seconds=0.01)
     answers["throughput leaves"] = device.live() - live
 
@@ -363,6 +359,45 @@ def session(folder: Path) -> Any:
     return answers
 
 
+def many_calls(folder: Path) -> Any:
+    """10,000 calls after a warm-up, and what grew by them."""
+    from device.engine import BuildSettings, build_engine
+    from device.session import EngineSession
+
+    shop = Workshop(folder)
+    engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4)), folder / "cache")
+    device = Device(4)
+    shop.script.update(device.script)
+    images = np.zeros((2, *SHAPE), np.float32)
+    with EngineSession(engine) as opened:
+        for _ in range(500):
+            opened.run(images)
+        live, memory = device.live(), resident_kib()
+        for _ in range(10_000):
+            opened.run(images)
+        return {"live": device.live() - live, "kib": resident_kib() - memory}
+
+
+def long_log(folder: Path) -> Any:
+    """A session's journal forgets; a build's does not.  What explained one failure does not explain the next."""
+    from device.engine_watch import Watch
+    from device.trt_logger import Journal
+
+    session, build = Journal(Watch(), keep=200), Journal(Watch())
+    for journal in (session, build):
+        journal.log(trt.ILogger.Severity.ERROR, "out of memory")
+        for number in range(1000):
+            journal.log(trt.ILogger.Severity.WARNING, str(number))
+            journal.log(trt.ILogger.Severity.VERBOSE, "left out")
+    kept = [len(journal.watch.lines) for journal in (session, build)]
+    session.log(trt.ILogger.Severity.INTERNAL_ERROR, "out of memory")
+    return {
+        "kept": kept,
+        "last": session.watch.lines[-1],
+        "failures": [type(error).__name__ for error in (session.failure(), session.failure(), build.failure())],
+    }
+
+
 def stripped(folder: Path) -> Any:
     """A plan without weights gets them back from the ONNX file, and only from that very file."""
     from device.engine import BuildSettings, build_engine
@@ -387,6 +422,8 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "build": build,
     "refused": refused,
     "session": session,
+    "long log": long_log,
+    "many calls": many_calls,
     "stripped": stripped,
 }
 
