@@ -2,50 +2,71 @@
 
 All sessions are measured in one run, interleaved in short blocks whose order rotates, so that a drift of the machine
 touches them alike; warm-up is by time; every call counts and is kept.  docs/benchmarking.md maps each rule of the
-protocol to its place here.
+protocol to its place here.  Throughput is another mode, in :mod:`iekd.deploy.throughput`.
 """
 
 from __future__ import annotations
 
 import gc
 import time
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from iekd.deploy.backends import Array, Session
-from iekd.deploy.results import Interval, Latency
-from iekd.deploy.statistics import percentile, ratio_of_medians
+from iekd.deploy.conditions import Monitor, warnings_of
+from iekd.deploy.results import Conditions, Distribution, Interval, Latency
+from iekd.deploy.statistics import distribution, ratio_of_medians
 from iekd.files import atomic_file
 
 BLOCK_SECONDS = 0.1
 """Of one session within a round: short against the drift of clocks, long against a cache warming up again."""
 SETTLE_SECONDS = 0.05
-"""Before each block.  Idle workers of the session before spin on their cores for a while: without a pause they doubled
-the latency of every seventh call of the next session (docs/log.md)."""
+"""Before each block of several sessions.  Idle workers of the session before spin on their cores for a while: without
+a pause they doubled the latency of every seventh call of the next session (docs/log.md)."""
 SAMPLE_CALLS = 2000
 CV_LIMIT = 0.10
-"""Above this the figures carry a warning: on a shared or floating machine the median holds, the tail does not."""
+"""Of the host's clock: above this, on a shared or floating machine the median holds, the tail does not."""
+COMPUTE_CV_LIMIT = 0.025
+"""Of the device's compute time, as trtexec has it."""
+LAUNCH_BOUND = 0.8
+"""Enqueueing that takes this share of the compute time, as trtexec has it."""
 POLICY = "host wall clock around one call, input and output in host memory, one request in flight"
+PARTS = ("h2d", "compute", "d2h", "enqueue")
+
+
+@runtime_checkable
+class TimedSession(Protocol):
+    """A session that can tell the parts of a call apart, by events on the device."""
+
+    def timed_run(self, images: Array) -> dict[str, float]:
+        """One call, in milliseconds: ``host``, the wall clock of what ``run`` does, and any of ``PARTS``."""
+        ...
 
 
 @dataclass
 class Trace:
     """All calls of one session."""
 
-    milliseconds: list[float] = field(default_factory=list)
-    started: list[float] = field(default_factory=list)
+    milliseconds: array[float] = field(default_factory=lambda: array("d"))
+    started: array[float] = field(default_factory=lambda: array("d"))
     """Seconds since the measurement began."""
-    block: list[int] = field(default_factory=list)
+    block: array[int] = field(default_factory=lambda: array("L"))
     """Number of the round."""
+    parts: dict[str, array[float]] = field(default_factory=dict)
+    """Milliseconds of the same calls, where the session tells them apart."""
+    seconds: float = 0.0
+    """The sum of ``milliseconds``, in seconds."""
 
     def blocks(self) -> list[NDArray[np.float64]]:
         """Latencies by round."""
         values, numbers = np.array(self.milliseconds), np.array(self.block)
-        return [values[numbers == number] for number in np.unique(numbers)]
+        return np.split(values, np.flatnonzero(np.diff(numbers)) + 1)
 
 
 @dataclass(frozen=True)
@@ -74,7 +95,7 @@ def measure_latency(
     """Single-stream latency of each session, interleaved in one run.
 
     Args:
-        sessions: by name.
+        sessions: by name.  Those that are a :class:`TimedSession` are measured by ``timed_run``.
         images: real, preprocessed inputs (N, 3, H, W), used in turn; N >= ``batch``.
         folder: for the raw traces, one ``latency-NAME.npz`` a session.
         batch: images a call.
@@ -83,107 +104,140 @@ def measure_latency(
         min_iterations: at least this many measured calls for each session.
         progress: told the share that is done, 0..1.
     """
-    feeds = [np.ascontiguousarray(images[at : at + batch]) for at in range(0, len(images) - batch + 1, batch)]
+    feeds = feeds_of(images, batch)
     names = list(sessions)
     for name in names:
-        warm_up(sessions[name], feeds, warmup_seconds)
+        warm_up(sessions[name].run, feeds, warmup_seconds)
     traces = {name: Trace() for name in names}
-    origin, number = time.perf_counter(), 0
+    monitor, origin, number = Monitor(), time.perf_counter(), 0
     with _no_garbage_collection():
         while any(_short(traces[name], seconds, min_iterations) for name in names):
             for name in names[number % len(names) :] + names[: number % len(names)]:
+                monitor.sample()
+                if len(names) > 1:
+                    time.sleep(SETTLE_SECONDS)
                 _measure_block(sessions[name], feeds, traces[name], number, origin)
             number += 1
-            progress(min(1.0, min(sum(traces[name].milliseconds) for name in names) / 1e3 / seconds))
+            progress(min(1.0, min(traces[name].seconds for name in names) / seconds))
+    conditions = monitor.summary()
     latency = {}
     for name in names:
         file = folder / f"latency-{name}.npz"
         _keep(traces[name], file)
-        latency[name] = _summarize(traces[name], batch, warmup_seconds, file)
+        latency[name] = _summarize(sessions[name], traces[name], batch, warmup_seconds, file, conditions)
     return LatencyRun(latency, traces)
 
 
-def warm_up(session: Session, feeds: list[Array], seconds: float) -> int:
-    """Call ``session`` for at least ``seconds``; returns how many calls that took, at least one."""
+def feeds_of(images: Array, batch: int) -> list[Array]:
+    """``images`` cut into whole batches, each contiguous, made before anything is timed."""
+    return [np.ascontiguousarray(images[at : at + batch]) for at in range(0, len(images) - batch + 1, batch)]
+
+
+def warm_up(call: Callable[[Array], object], feeds: list[Array], seconds: float) -> int:
+    """Call for at least ``seconds``; returns how many calls that took, at least one."""
     end = time.perf_counter() + seconds
     calls = 0
     while calls == 0 or time.perf_counter() < end:
-        session.run(feeds[calls % len(feeds)])
+        call(feeds[calls % len(feeds)])
         calls += 1
     return calls
 
 
-def measure_throughput(session: Session, images: Array, *, batch: int, seconds: float = 3.0) -> float:
-    """Images a second at ``batch`` images a call, calls back to back; a mode of its own, never mixed with latency."""
-    feeds = [np.ascontiguousarray(images[at : at + batch]) for at in range(0, len(images) - batch + 1, batch)]
-    warm_up(session, feeds, min(1.0, seconds / 5))
-    calls, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
-        session.run(feeds[calls % len(feeds)])
-        calls += 1
-    return calls * batch / spent
-
-
 def _measure_block(session: Session, feeds: list[Array], trace: Trace, number: int, origin: float) -> None:
     """Calls for ``BLOCK_SECONDS``, at least three; the clock is read twice a call and nothing else is done between."""
-    clock, run = time.perf_counter, session.run
-    time.sleep(SETTLE_SECONDS)
-    run(feeds[0])  # brings the caches back from the other sessions; not counted
-    begin = clock()
-    calls = 0
-    while calls < 3 or clock() - begin < BLOCK_SECONDS:
+    clock = time.perf_counter
+    timed = isinstance(session, TimedSession)
+    call: Callable[[Array], object] = session.timed_run if isinstance(session, TimedSession) else session.run
+    call(feeds[0])  # brings the caches back from the other sessions; not counted
+    begin, first = clock(), len(trace.milliseconds)
+    while len(trace.milliseconds) < first + 3 or clock() - begin < BLOCK_SECONDS:
         feed = feeds[len(trace.milliseconds) % len(feeds)]
         start = clock()
-        run(feed)
+        answer = call(feed)
         end = clock()
-        trace.milliseconds.append((end - start) * 1e3)
+        trace.milliseconds.append(_note_parts(answer, trace) if timed else (end - start) * 1e3)
         trace.started.append(start - origin)
         trace.block.append(number)
-        calls += 1
+    trace.seconds += sum(trace.milliseconds[first:]) / 1e3
+
+
+def _note_parts(answer: object, trace: Trace) -> float:
+    """Keep what a timed call said of its parts; returns its wall clock, without the reading of the events."""
+    assert isinstance(answer, dict)
+    for name in PARTS:
+        if name in answer:
+            trace.parts.setdefault(name, array("d")).append(answer[name])
+    host: float = answer["host"]
+    return host
 
 
 def _short(trace: Trace, seconds: float, min_iterations: int) -> bool:
-    return sum(trace.milliseconds) < seconds * 1e3 or len(trace.milliseconds) < min_iterations
+    return trace.seconds < seconds or len(trace.milliseconds) < min_iterations
 
 
 def _keep(trace: Trace, path: Path) -> None:
+    arrays: dict[str, Any] = {
+        "milliseconds": np.array(trace.milliseconds),
+        "started_seconds": np.array(trace.started),
+        "block": np.array(trace.block),
+        **{f"{name}_milliseconds": np.array(values) for name, values in trace.parts.items()},
+    }
     with atomic_file(path) as temporary, open(temporary, "wb") as handle:
-        np.savez_compressed(
-            handle,
-            milliseconds=np.array(trace.milliseconds),
-            started_seconds=np.array(trace.started),
-            block=np.array(trace.block),
-        )
+        np.savez_compressed(handle, **arrays)
 
 
-def _summarize(trace: Trace, batch: int, warmup_seconds: float, file: Path) -> Latency:
+def _summarize(
+    session: Session, trace: Trace, batch: int, warmup_seconds: float, file: Path, conditions: Conditions
+) -> Latency:
     values = np.array(trace.milliseconds)
-    cv = float(values.std(ddof=1) / values.mean())
+    whole = distribution(values)
+    parts = {name: distribution(np.array(part)) for name, part in trace.parts.items()}
     every = max(1, -(-len(values) // SAMPLE_CALLS))
-    warnings = []
-    if cv > CV_LIMIT:
-        warnings.append(
-            f"latency varied by {cv:.0%} (coefficient of variation): the machine was busy or its clocks moved; "
-            "trust the median and the ratio, not the tail"
-        )
+    own = getattr(session, "policy", "")
     return Latency(
+        **whole.model_dump(),
         batch=batch,
         iterations=len(values),
         warmup_seconds=warmup_seconds,
-        measured_seconds=float(values.sum() / 1e3),
-        minimum=float(values.min()),
-        mean=float(values.mean()),
-        median=percentile(values, 50),
-        p90=percentile(values, 90),
-        p95=percentile(values, 95),
-        p99=percentile(values, 99),
-        maximum=float(values.max()),
-        cv=cv,
-        policy=POLICY,
+        measured_seconds=trace.seconds,
+        policy=f"{POLICY}; {own}" if own else POLICY,
         trace=file.name,
         sample=[round(float(value), 5) for value in values[::every]],
-        warnings=warnings,
+        parts=parts,
+        conditions=conditions,
+        warnings=[*_restless(whole), *_part_warnings(parts), *warnings_of(conditions)],
     )
+
+
+def _restless(whole: Distribution) -> list[str]:
+    if whole.cv <= CV_LIMIT:
+        return []
+    return [
+        f"latency varied by {whole.cv:.0%} (coefficient of variation): the machine was busy or its clocks moved; "
+        "trust the median and the ratio, not the tail"
+    ]
+
+
+def _part_warnings(parts: Mapping[str, Distribution]) -> list[str]:
+    """What the parts of a call say of how it should be improved, or mistrusted."""
+    compute = parts.get("compute")
+    if compute is None:
+        return []
+    found = []
+    if compute.cv > COMPUTE_CV_LIMIT:
+        found.append(f"compute time varied by {compute.cv:.1%} (coefficient of variation): lock the device's clocks")
+    if "enqueue" in parts and parts["enqueue"].median.value > LAUNCH_BOUND * compute.median.value:
+        found.append(
+            f"launch-bound: enqueueing took {parts['enqueue'].median.value:.3g} ms of {compute.median.value:.3g} ms "
+            "compute; capture a CUDA graph or raise the batch"
+        )
+    for name, words in (("h2d", "to the device"), ("d2h", "from the device")):
+        if name in parts and parts[name].median.value >= compute.median.value:
+            found.append(
+                f"transfer-bound: copying {words} took {parts[name].median.value:.3g} ms, "
+                f"computing {compute.median.value:.3g} ms"
+            )
+    return found
 
 
 class _no_garbage_collection:  # noqa: N801 - reads as a statement

@@ -30,13 +30,9 @@ class Interval(Record):
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-class Latency(Record):
-    """Single-stream latency of one file: one request in flight, batch ``batch``, milliseconds."""
+class Distribution(Record):
+    """How long something took over many calls, milliseconds; no call is left out."""
 
-    batch: int
-    iterations: int = Field(description="measured calls; none is discarded")
-    warmup_seconds: float
-    measured_seconds: float
     minimum: float
     mean: float
     median: Interval
@@ -45,9 +41,73 @@ class Latency(Record):
     p99: Interval
     maximum: float
     cv: float = Field(description="coefficient of variation: standard deviation / mean")
+
+
+class GpuConditions(Record):
+    """What the first GPU did while it was measured, by nvidia-smi."""
+
+    mhz: tuple[float, float] = Field(description="lowest and highest SM clock")
+    celsius: float = Field(description="highest temperature")
+    watts: float | None = Field(description="mean power draw")
+    throttled: list[str] = Field(description="reasons given for clocks below what was asked for")
+
+
+class Conditions(Record):
+    """What the machine did while it was measured, sampled between the blocks; None where it cannot be read."""
+
+    samples: int
+    other_cpu: float | None = Field(description="processor cores that other processes used, on average")
+    steal: float | None = Field(description="cores that the hypervisor took away, on average")
+    mhz: tuple[float, float] | None = Field(description="lowest and highest processor clock")
+    celsius: float | None = Field(description="highest temperature of any sensor")
+    throttled: int | None = Field(description="times that a processor core was throttled for its heat")
+    gpu: GpuConditions | None = None
+
+
+class Latency(Distribution):
+    """Single-stream latency of one file: one request in flight, batch ``batch``, milliseconds."""
+
+    batch: int
+    iterations: int = Field(description="measured calls; none is discarded")
+    warmup_seconds: float
+    measured_seconds: float
     policy: str = Field(description="what the headline figure includes, in words")
     trace: str = Field(description="raw trace, a file relative to the run folder")
     sample: list[float] = Field(description="at most 2,000 evenly spaced calls of the trace, in order, for drawing")
+    parts: dict[str, Distribution] = Field(
+        default={}, description="of the same calls, where the device tells them apart: h2d, compute, d2h, enqueue"
+    )
+    conditions: Conditions | None = None
+    warnings: list[str] = []
+
+
+class Throughput(Record):
+    """Overlapped calls of one file: ``streams`` requests in flight.  Never to be compared with a latency."""
+
+    batch: int
+    streams: int
+    calls: int = Field(description="measured calls; none is discarded")
+    warmup_seconds: float
+    measured_seconds: float = Field(description="from the first call's start to the last call's end")
+    images_per_second: Interval
+    policy: str
+    trace: str = Field(description="raw trace: start and end of every call, and its stream")
+
+
+class Publishable(Record):
+    """The two figures that MLPerf Inference asks of an edge device, each from at least 600 s of calls by default."""
+
+    seconds: float
+    single_stream: Latency = Field(description="one sample a query; its p90 is the figure")
+    multi_stream: Latency = Field(description="eight samples a query; its p99 is the figure")
+
+
+class RepeatedRatio(Record):
+    """A ratio of two medians, measured interleaved and again in fresh processes."""
+
+    ratio: Interval = Field(description="geometric mean over the processes, with Student's interval over them")
+    runs: list[Interval] = Field(description="each process's own ratio, with its bootstrap interval over blocks")
+    medians: list[tuple[float, float]] = Field(description="milliseconds of numerator and denominator, by process")
     warnings: list[str] = []
 
 

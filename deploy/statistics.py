@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from iekd.deploy.results import Interval
+from iekd.deploy.results import Distribution, Interval
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -33,6 +33,53 @@ def percentile(values: Floats, q: float) -> Interval:
         low=float(ordered[min(max(low - 1, 0), n - 1)]),
         high=float(ordered[min(high, n - 1)]),
     )
+
+
+def distribution(values: Floats) -> Distribution:
+    """Everything that is reported of ``values``, at least two; nothing is clipped."""
+    return Distribution(
+        minimum=float(values.min()),
+        mean=float(values.mean()),
+        median=percentile(values, 50),
+        p90=percentile(values, 90),
+        p95=percentile(values, 95),
+        p99=percentile(values, 99),
+        maximum=float(values.max()),
+        cv=variation(values),
+    )
+
+
+def variation(values: Floats) -> float:
+    """Coefficient of variation: standard deviation / mean; 0 where all are zero."""
+    mean = float(values.mean())
+    return float(values.std(ddof=1)) / mean if mean else 0.0
+
+
+def mean_ratio(ratios: Floats) -> Interval:
+    """Geometric mean of independent measurements of one ratio, with Student's 95 % interval on their logarithms.
+
+    Args:
+        ratios: at least two, all positive.
+    """
+    logs = np.log(ratios)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(logs) - 1)) * float(logs.std(ddof=1)) / np.sqrt(len(logs))
+    middle = float(logs.mean())
+    return Interval(value=float(np.exp(middle)), low=float(np.exp(middle - half)), high=float(np.exp(middle + half)))
+
+
+def rate(ends: Floats, each: float, *, windows: int = 20) -> Interval:
+    """``each`` times the number of events a second, with Student's 95 % interval over windows of equal length.
+
+    Args:
+        ends: moments of the events in seconds, from 0, at least two; the last one ends the measurement.
+        each: what one event counts for.
+        windows: that the time is cut into; neighbouring calls share the machine's mood, windows hardly do.
+    """
+    span = float(ends.max())
+    counts = np.histogram(ends, bins=windows, range=(0.0, span))[0] * each / (span / windows)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, windows - 1) * counts.std(ddof=1) / np.sqrt(windows))
+    value = len(ends) * each / span
+    return Interval(value=value, low=max(0.0, value - half), high=value + half)
 
 
 def wilson(correct: int, total: int) -> Interval:

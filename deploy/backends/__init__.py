@@ -64,6 +64,10 @@ BACKENDS = {
     "onnxruntime": "iekd.deploy.backends.onnxruntime:CPU",
     "onnxruntime-cuda": "iekd.deploy.backends.onnxruntime:CUDA",
     "tensorrt": "iekd.deploy.backends.tensorrt:TENSORRT",
+    "onnxruntime-tensorrt": "iekd.deploy.backends.onnxruntime:TENSORRT",
+    "openvino": "iekd.deploy.backends.openvino:EXACT",
+    "openvino-bf16": "iekd.deploy.backends.openvino:BF16",
+    "torch": "iekd.deploy.backends.torch:CPU",
 }
 
 
@@ -76,12 +80,19 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def check_images(images: Array, shape: tuple[int, int, int], most: int | None = None) -> None:
-    """Raise InputError unless ``images`` is a float32 batch of ``shape`` with at least one image."""
+def check_images(
+    images: Array, shape: tuple[int, int, int], most: int | None = None, *, fixed: int | None = None
+) -> None:
+    """Raise InputError unless ``images`` is a float32 batch of ``shape``, of up to ``most`` or exactly ``fixed``."""
     if images.dtype != np.float32:
         raise InputError(f"the model takes float32 images, not {images.dtype}.", "Convert them with the preprocessing.")
     if images.ndim != 4 or images.shape[1:] != shape or not len(images) or (most and len(images) > most):
         raise InputError(
             f"the model takes images of shape (N, {', '.join(map(str, shape))}), not {images.shape}.",
             "Preprocess them as the file's metadata says.",
+        )
+    if fixed and len(images) != fixed:
+        raise InputError(
+            f"the model takes exactly {fixed} image(s) a call, not {len(images)}.",
+            "Its batch is fixed: export it with a dynamic one.",
         )

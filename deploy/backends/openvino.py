@@ -1,0 +1,138 @@
+"""OpenVINO, for x86 edge boxes: reads the same ONNX files.
+
+On a processor with AMX or AVX512-BF16 OpenVINO computes float32 files in bfloat16 unless told otherwise.  The
+precision lies in the file here: ``openvino`` computes what the file says, ``openvino-bf16`` says by its name that it
+does not.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iekd.deploy.backends import Array, Session, check_images
+from iekd.errors import EnvironmentMissingError, InputError
+
+INSTALL = "pip install 'iekd-compress[openvino]'"
+KEPT_SHAPES = 4
+"""Compiled networks that a session keeps, one for each batch size: fixed shapes run 2 to 4 % faster than dynamic ones
+(docs/log.md), and a data set needs two, the batch and its remainder."""
+
+
+@dataclass(frozen=True)
+class OpenVino:
+    """Opens ONNX files on the CPU, computing float32 layers in ``precision``."""
+
+    precision: str
+    """OpenVINO's name: f32 or bf16.  Layers that the file quantises stay int8."""
+
+    def require(self) -> None:
+        """See :class:`iekd.deploy.backends.Backend`."""
+        try:
+            import openvino
+        except ImportError as error:
+            raise EnvironmentMissingError("OpenVINO is not installed.", INSTALL) from error
+        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if self.precision == "bf16" and "BF16" not in capabilities:
+            raise EnvironmentMissingError("this processor has no bfloat16.", "Use the backend 'openvino'.")
+
+    def load(self, path: Path, *, threads: int = 0) -> Session:
+        """See :class:`iekd.deploy.backends.Backend`."""
+        self.require()
+        if not path.is_file():
+            raise InputError(f"no ONNX file at {path}.", "Check the path.")
+        return OpenVinoSession(path, self.precision, threads)
+
+
+class OpenVinoSession:
+    """One ONNX file, compiled for one request in flight, anew for each batch size that it meets.
+
+    Args:
+        path: the file; one input (N, C, H, W), one output (N, classes).
+        precision: of float32 layers, see :class:`OpenVino`.
+        threads: 0 for the runtime's default.
+
+    Raises:
+        InputError: damaged, or not an image classifier.
+    """
+
+    def __init__(self, path: Path, precision: str, threads: int) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        try:
+            self._model: Any = self._core.read_model(path)
+        except Exception as error:
+            raise InputError(
+                f"OpenVINO cannot open {path}: {' '.join(str(error).split())[:200]}", "Export the model again."
+            ) from error
+        shape = self._model.inputs[0].partial_shape
+        sides = list(shape)[1:] if len(self._model.inputs) == 1 and shape.rank == 4 else []
+        if not sides or any(side.is_dynamic for side in sides):
+            raise InputError(
+                f"{path} is not an image classifier with one input (N, C, H, W): its input is {shape}.",
+                "Give a file that iekd-compress exported, or one of that form.",
+            )
+        channels, height, width = (int(side.get_length()) for side in sides)
+        self.input_shape: tuple[int, int, int] = (channels, height, width)
+        self._fixed = None if shape[0].is_dynamic else shape[0].get_length()
+        self._precision, self._threads, self._version = precision, threads, openvino.__version__
+        self._requests: OrderedDict[int, Any] = OrderedDict()
+
+    def run(self, images: Array) -> Array:
+        """See :class:`iekd.deploy.backends.Session`."""
+        check_images(images, self.input_shape, fixed=self._fixed)
+        return _infer(self._request(len(images)), images)
+
+    def streams(self, count: int, batch: int) -> list[Callable[[Array], Array]]:
+        """See :class:`iekd.deploy.throughput.Streaming`: compiled once for throughput, one request a stream."""
+        compiled = self._compile(batch, PERFORMANCE_HINT="THROUGHPUT", NUM_STREAMS=count)
+        return [partial(_infer, compiled.create_infer_request()) for _ in range(count)]
+
+    def describe(self) -> dict[str, str]:
+        """See :class:`iekd.deploy.backends.Session`."""
+        return {
+            "backend": f"OpenVINO {self._version.partition('-')[0]}",
+            "provider": f"CPU {self._precision}",
+            "threads": f"{self._threads or 'default'} threads",
+        }
+
+    def close(self) -> None:
+        """See :class:`iekd.deploy.backends.Session`."""
+        self._model = None
+        self._requests.clear()
+
+    def _request(self, batch: int) -> Any:
+        if batch not in self._requests:
+            compiled = self._compile(batch, PERFORMANCE_HINT="LATENCY", NUM_STREAMS=1)
+            self._requests[batch] = compiled.create_infer_request()
+            if len(self._requests) > KEPT_SHAPES:
+                self._requests.popitem(last=False)
+        self._requests.move_to_end(batch)
+        return self._requests[batch]
+
+    def _compile(self, batch: int, **hints: str | int) -> Any:
+        if self._model is None:
+            raise InputError("this session is closed.", "Load the file again.")
+        twin = self._model.clone()
+        twin.reshape([batch, *self.input_shape])
+        settings = {"INFERENCE_PRECISION_HINT": self._precision, **hints}
+        if self._threads:
+            settings["INFERENCE_NUM_THREADS"] = self._threads
+        return self._core.compile_model(twin, "CPU", settings)
+
+
+def _infer(request: Any, images: Array) -> Array:
+    """The images are read where they lie; the logits are a copy, for the request writes over its own next time."""
+    logits: Array = request.infer([np.ascontiguousarray(images)], share_inputs=True)[0]
+    return logits
+
+
+EXACT = OpenVino("f32")
+BF16 = OpenVino("bf16")
