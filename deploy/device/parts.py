@@ -1,0 +1,52 @@
+"""The parts that the board must bring itself, and what to say where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from .errors import DeviceError
+
+EXIT_KEPT, EXIT_MISSED, EXIT_BAD_INPUT, EXIT_MISSING_PART = 0, 1, 2, 3
+
+
+class MissingPartError(DeviceError):
+    """A part of the board's environment is missing; the program ends with ``EXIT_MISSING_PART``."""
+
+    exit_code = EXIT_MISSING_PART
+
+
+def require_tensorrt() -> ModuleType:
+    """The ``tensorrt`` module.
+
+    Raises:
+        MissingPartError: not there; on a board only JetPack brings it.
+    """
+    try:
+        return importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise MissingPartError(
+            f"TensorRT's Python module cannot be imported ({error}).",
+            "On a Jetson, JetPack 6.1 or later brings it: sudo apt-get install nvidia-jetpack (a virtual environment "
+            "needs --system-site-packages).  A board without TensorRT: python3 run.py --backend onnxruntime.",
+        ) from error
+
+
+def require_onnxruntime() -> ModuleType:
+    """The ``onnxruntime`` module.
+
+    Raises:
+        MissingPartError: not there; the message names the pip command.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise MissingPartError(
+            f"ONNX Runtime cannot be imported ({error}).",
+            "pip install onnxruntime.  On a Jetson, leave --backend out: TensorRT is there.",
+        ) from error
+
+
+def exit_code_of(error: DeviceError) -> int:
+    """What the program ends with after ``error``."""
+    return int(getattr(error, "exit_code", EXIT_BAD_INPUT))
