@@ -29,6 +29,7 @@ from .verdict import judge, misses, table
 SCHEMA_VERSION = 1
 WARMUP_SECONDS = 0.5
 REST_SECONDS = 2.0
+ENERGY_SECONDS = 3.0
 RESULT = "result.json"
 
 
@@ -225,7 +226,7 @@ def _measure_energy(run: _Run, sessions: dict[str, Session], images: np.ndarray)
         _say(f"measuring energy ({source.name}: {' + '.join(source.rails)})")
         rest = energy.measure_rest(source, REST_SECONDS)
         for precision, session in sessions.items():
-            found = energy.measure_energy(session, images, source, rest, max(2.0, run.options.seconds))
+            found = energy.measure_energy(session, images, source, rest, max(ENERGY_SECONDS, run.options.seconds))
             _model(run, precision)["energy"] = found
             if found is None:
                 run.result["notes"].append(f"No energy of {precision}: {source.name} gave too few samples.")

@@ -1,0 +1,297 @@
+"""``run.py`` on an unpacked bundle, with ONNX Runtime: verdicts, damage, resumption, predictions."""
+
+from __future__ import annotations
+
+import json
+import types
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundle_samples import sample_bundle, sample_images, sample_models
+
+from iekd.deploy.device import run, runtimes, sensors
+from iekd.deploy.device.errors import DeviceError
+from iekd.deploy.device.onnx_session import OnnxSession
+
+QUICK = ["--backend", "onnxruntime", "--seconds", "0.05", "--threads", "1"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return sample_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WARMUP_SECONDS", 0.01), ("REST_SECONDS", 0.4), ("ENERGY_SECONDS", 0.4)):
+        monkeypatch.setattr(run, name, value)
+
+
+def unpacked(folder: Path, models: dict[str, Path], **settings: Any) -> Path:
+    with zipfile.ZipFile(sample_bundle(folder, models, **settings)) as archive:
+        archive.extractall(folder)
+    return folder / "brightness-bundle"
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return value
+
+
+def test_a_run_within_its_limits_is_kept(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = unpacked(tmp_path, models, min_accuracy=0.9, max_latency_ms=1000.0)
+    assert run.main(QUICK, folder) == 0
+    result = result_of(folder)
+    assert result["complete"] is True
+    assert result["verdict"]["kept"] is True
+    assert [model["precision"] for model in result["models"]] == ["fp16", "fp32"]
+    for model in result["models"]:
+        assert (model["accuracy"]["correct"], model["accuracy"]["total"]) == (38, 40)
+        latency = model["latency"]
+        with np.load(folder / latency["trace"]) as trace:
+            assert len(trace["milliseconds"]) == latency["iterations"]
+            assert np.median(trace["milliseconds"]) == pytest.approx(latency["median"]["value"])
+        assert latency["median"]["low"] <= latency["median"]["value"] <= latency["median"]["high"]
+        assert model["stages_ms"]["host"]["median"] > 0
+    fastest = min(result["models"], key=lambda model: model["latency"]["median"]["value"])
+    assert result["verdict"]["winner"] == fastest["precision"]
+    printed = capsys.readouterr().out
+    assert "KEPT" in printed
+    assert "95.00%" in printed
+    assert not list(folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [({"min_accuracy": 0.97}, "at least 97.00% was asked for"), ({"max_latency_ms": 1e-6}, "at most 1e-06 ms")],
+)
+def test_a_missed_limit_ends_with_1(
+    tmp_path: Path,
+    models: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    limits: dict[str, float],
+    words: str,
+) -> None:
+    folder = unpacked(tmp_path, models, **limits)
+    assert run.main(QUICK, folder) == 1
+    verdict = result_of(folder)["verdict"]
+    assert (verdict["kept"], verdict["winner"]) == (False, None)
+    assert words in verdict["sentence"]
+    assert "MISSED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["models/fp32.onnx", "images.npz", "device/measure.py", "classes.json", "run.py"])
+def test_a_damaged_file_is_named(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = unpacked(tmp_path, models)
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    assert run.main(QUICK, folder) == 2
+    assert f"error: {name} is damaged" in capsys.readouterr().err
+    assert not (folder / "result.json").exists()
+    (folder / name).unlink()
+    assert run.main(QUICK, folder) == 2
+    assert f"error: {name} is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 99, "files": {}}', '{"format": 1, "files": {"../x": {}}}']
+)
+def test_a_damaged_manifest_is_named(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    folder = unpacked(tmp_path, models)
+    (folder / "manifest.json").write_text(text)
+    assert run.main(QUICK, folder) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_without_tensorrt_nothing_else_is_tried(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    folder = unpacked(tmp_path, models)
+    assert run.main([], folder) == 3
+    printed = capsys.readouterr().err
+    assert "JetPack" in printed
+    assert "--backend onnxruntime" in printed
+    assert not (folder / "result.json").exists()
+
+
+def test_without_onnxruntime_the_pip_command_is_told(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    assert run.main(QUICK, unpacked(tmp_path, models)) == 3
+    assert "pip install onnxruntime" in capsys.readouterr().err
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between accuracy and latency: the accuracy is not measured again, a complete run is."""
+    folder = unpacked(tmp_path, models)
+    counted: list[int] = []
+    genuine = run.answers
+
+    def counting(*arguments: Any) -> Any:
+        counted.append(1)
+        return genuine(*arguments)
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "answers", counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "measure_latency", stop)
+        assert run.main(QUICK, folder) == 130
+    assert result_of(folder)["complete"] is False
+    assert len(counted) == 2
+    assert run.main(QUICK, folder) == 0
+    assert len(counted) == 2
+    assert [model["accuracy"]["correct"] for model in result_of(folder)["models"]] == [38, 38]
+    assert run.main(QUICK, folder) == 0
+    assert len(counted) == 4
+
+
+def test_a_stopped_run_of_another_bundle_is_not_taken_up(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpacked(tmp_path / "a", models)
+    (folder / "result.json").write_text(
+        json.dumps({"complete": False, "bundle": {"name": "brightness", "digest": "0" * 64}, "models": [{}]})
+    )
+    assert run.main(QUICK, folder) == 0
+    assert result_of(folder)["models"][0]["accuracy"]["correct"] == 38
+    (folder / "result.json").write_text("{half of a re")
+    assert run.main(QUICK, folder) == 0
+
+
+def test_a_precision_that_the_board_cannot_run_is_told(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpacked(tmp_path, models)
+    genuine = runtimes.OnnxSession
+
+    def no_fp16(path: Path, **settings: Any) -> OnnxSession:
+        if path.stem == "fp16":
+            raise DeviceError("no FP16 here.", "Use another.")
+        return genuine(path, **settings)
+
+    monkeypatch.setattr(runtimes, "OnnxSession", no_fp16)
+    assert run.main(QUICK, folder) == 0
+    result = result_of(folder)
+    assert result["failed"] == {"fp16": "no FP16 here.  Use another."}
+    assert [model["precision"] for model in result["models"]] == ["fp32"]
+    assert "note: fp16 was not run: no FP16 here." in capsys.readouterr().out
+
+    def nothing(path: Path, **settings: Any) -> OnnxSession:
+        raise DeviceError(f"no {path.stem} here.")
+
+    monkeypatch.setattr(runtimes, "OnnxSession", nothing)
+    assert run.main(QUICK, folder) == 2
+
+
+def test_predictions_from_arrays_and_images(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    folder = unpacked(tmp_path, models)
+    images, _ = sample_images()
+    np.save(tmp_path / "dark.npy", images[0])
+    Image.fromarray(images[1]).resize((40, 30)).save(tmp_path / "light.png")
+    names = [str(tmp_path / name) for name in ("dark.npy", "light.png")]
+    assert run.main(["predict", *QUICK[:2], *names], folder) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[:2] for line in lines] == [[names[0], "dark"], [names[1], "light <&>"]]
+    assert all(0.5 < float(line.split("  ")[2]) <= 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--precision", "int4", "x.npy"], "no model 'int4'"),
+        (["absent.jpg"], "no image at absent.jpg"),
+    ],
+)
+def test_bad_predictions_are_refused(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    assert run.main(["predict", *QUICK[:2], *arguments], unpacked(tmp_path, models)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_winner_of_the_last_run_predicts(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = unpacked(tmp_path, models)
+    assert run.main(QUICK, folder) == 0
+    result = result_of(folder)
+    result["verdict"]["winner"] = "fp32"
+    (folder / "result.json").write_text(json.dumps(result))
+    np.save(tmp_path / "dark.npy", sample_images()[0][0])
+    capsys.readouterr()
+    assert run.main(["predict", *QUICK[:2], str(tmp_path / "dark.npy")], folder) == 0
+    assert "brightness fp32" in capsys.readouterr().err
+
+
+def test_energy_is_measured_where_the_board_can(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that draws 5 W all the time: energy is time times 5 W, nothing above rest."""
+    monkeypatch.setattr(sensors, "ina_rails", lambda: {"VDD_IN": 5000, "VDD_SOC": 1000})
+    folder = unpacked(tmp_path, {"fp32": models["fp32"]})
+    assert run.main(QUICK, folder) == 0
+    found = result_of(folder)["models"][0]["energy"]
+    assert found["watts"] == pytest.approx(5)
+    assert found["joules_per_inference"] == pytest.approx(5 * found["seconds"] / found["calls"])
+    assert found["joules_above_rest"] == pytest.approx(0)
+    assert found["rails"] == ["VDD_IN"]
+    assert "mJ/inference" in capsys.readouterr().out
+
+
+def test_the_tensorrt_path_keeps_to_the_agreed_interface(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No TensorRT here: ``engine`` and ``session`` are doubles of their interface, and only the order is looked at."""
+    import sys
+
+    calls: list[str] = []
+
+    def build_engine(onnx: Path, settings: Any, cache: Path, *, progress: Any = None, log: Any = None) -> Path:
+        calls.append(f"build {onnx.stem}")
+        cache.mkdir(exist_ok=True)
+        plan = cache / f"{onnx.stem}.plan"
+        plan.write_bytes(onnx.read_bytes())
+        return plan
+
+    class EngineSession(OnnxSession):
+        def __init__(self, path: Path, cuda_graph: bool = True) -> None:
+            calls.append(f"open {path.stem}")
+            super().__init__(path, threads=1)
+            self.most = 16
+
+        def run(self, images: np.ndarray) -> np.ndarray:
+            assert len(images) <= 16
+            return super().run(images)
+
+        def close(self) -> None:
+            calls.append("close")
+            super().close()
+
+    engine = types.SimpleNamespace(BuildSettings=lambda: None, build_engine=build_engine)
+    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setitem(sys.modules, "iekd.deploy.device.engine", engine)
+    monkeypatch.setitem(sys.modules, "iekd.deploy.device.session", types.SimpleNamespace(EngineSession=EngineSession))
+    folder = unpacked(tmp_path, models)
+    assert run.main(["--seconds", "0.05"], folder) == 0
+    assert calls == ["build fp16", "open fp16", "build fp32", "open fp32", "close", "close"]
+    result = result_of(folder)
+    assert result["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
+    assert result["models"][0]["engine"]["bytes"] == (folder / "engines" / "fp16.plan").stat().st_size
