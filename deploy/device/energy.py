@@ -24,6 +24,8 @@ from .tegrastats import parse_tegrastats, total_rails
 
 INTERVAL_SECONDS = 0.05
 MIN_SAMPLES = 5
+FIRST_LINE_SECONDS = 5.0
+"""How long to wait for tegrastats to say something."""
 
 Rails = Mapping[str, int]
 """Milliwatts by rail."""
@@ -55,7 +57,7 @@ def open_source() -> Iterator[Source | str]:
         yield f"no power sensor that this program can read: {known}"
         return
     with _tegrastats() as newest:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + FIRST_LINE_SECONDS
         while (first := newest()) is None and time.monotonic() < deadline:
             time.sleep(INTERVAL_SECONDS)
         whole = total_rails(set(first or {}))
