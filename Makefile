@@ -21,6 +21,7 @@ types: $(VENV)/installed-dev
 
 unit: $(VENV)/installed-dev
 	@tools/install-chromium.sh
+	@tools/install-sshd.sh
 	$(PYTEST)
 
 gpu-test: $(VENV)/installed-dev

@@ -31,6 +31,11 @@ import sys
 if sys.version_info < (3, 10):
     sys.stderr.write("error: this needs Python 3.10 or later; JetPack 6 and later bring it.\\n")
     raise SystemExit(3)
+try:
+    import numpy
+except ImportError:
+    sys.stderr.write("error: this needs numpy.  sudo apt-get install python3-numpy\\n")
+    raise SystemExit(3)
 
 from device.run import main
 

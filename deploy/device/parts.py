@@ -7,7 +7,7 @@ from types import ModuleType
 
 from .errors import DeviceError
 
-EXIT_KEPT, EXIT_MISSED, EXIT_BAD_INPUT, EXIT_MISSING_PART = 0, 1, 2, 3
+EXIT_KEPT, EXIT_MISSED, EXIT_BAD_INPUT, EXIT_MISSING_PART, EXIT_DEFECT = 0, 1, 2, 3, 70
 
 
 class MissingPartError(DeviceError):

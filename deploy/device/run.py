@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import datetime
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from .contents import Bundle, open_bundle
 from .errors import DeviceError
 from .files import read_json, write_json
 from .measure import Session, answers, measure_latency, measure_stages, summarize, wilson
-from .parts import EXIT_KEPT, EXIT_MISSED, exit_code_of
+from .parts import EXIT_DEFECT, EXIT_KEPT, EXIT_MISSED, exit_code_of
 from .runtimes import RUNTIMES, open_session, require
 from .verdict import judge, misses, table
 
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str] | None = None, folder: Path | None = None) -> 
     except KeyboardInterrupt:
         sys.stderr.write("stopped; the same command goes on from here.\n")
         return 130
+    except Exception:  # a defect of ours must not end with 1, which says that a limit was missed
+        traceback.print_exc()
+        return EXIT_DEFECT
 
 
 def _run_options(arguments: Sequence[str]) -> argparse.Namespace:
