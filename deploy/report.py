@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -12,16 +13,20 @@ from markupsafe import Markup, escape
 from pydantic import ValidationError
 
 from iekd.deploy import charts
+from iekd.deploy.device_results import DeviceResult, device_rows, read_devices
 from iekd.deploy.results import SCHEMA_VERSION, Report
 from iekd.errors import InputError
 from iekd.files import write_text
 
 
 def write_report(report: Report, folder: Path) -> Path:
-    """Write ``report.json`` and ``report.html`` into ``folder``, atomically; returns the page."""
+    """Write ``report.json`` and ``report.html`` into ``folder``, atomically; returns the page.
+
+    The page also shows what boards found, where ``folder`` holds results of theirs.
+    """
     write_text(folder / "report.json", report.model_dump_json(indent=2) + "\n")
     page = folder / "report.html"
-    write_text(page, render(report))
+    write_text(page, render(report, read_devices(folder)))
     return page
 
 
@@ -55,8 +60,13 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
-def render(report: Report) -> str:
-    """The page: one self-contained HTML file that asks for nothing from anywhere."""
+def render(report: Report, devices: Sequence[DeviceResult] = ()) -> str:
+    """The page: one self-contained HTML file that asks for nothing from anywhere.
+
+    Args:
+        report: of the run.
+        devices: what boards found out about its student.
+    """
     template = importlib.resources.files("iekd.deploy").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -66,6 +76,8 @@ def render(report: Report) -> str:
     return environment.from_string(template).render(
         report=report,
         models=models,
+        devices=devices,
+        device_rows=device_rows(devices),
         tradeoff=Markup(charts.accuracy_against_latency(models)),
         distribution=Markup(charts.latency_distribution(models)),
         over_time=Markup(charts.latency_over_time(models)),
