@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from iekd.deploy import remote_agent
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
@@ -174,30 +174,28 @@ def _agent(board: Board, *arguments: str, data: Path | None = None, offset: int 
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            _feed(process, source, data, offset)
+            with contextlib.suppress(BrokenPipeError):  # the other side has given up, and says why
+                _feed(process.stdin, source, data, offset)
             answer = process.stdout.read()
             code = process.wait()
         finally:
             process.kill()
             process.wait()
-            process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         errors.seek(0)
         told = errors.read().decode(errors="replace")
     return _checked(board, code, answer, told)
 
 
-def _feed(process: subprocess.Popen[bytes], source: bytes, data: Path | None, offset: int) -> None:
-    assert process.stdin is not None
-    try:
-        process.stdin.write(source)
-        if data is not None:
-            with open(data, "rb") as handle:
-                handle.seek(offset)
-                shutil.copyfileobj(handle, process.stdin, _BLOCK)
-        process.stdin.close()
-    except BrokenPipeError:  # the other side has given up, and says why
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+def _feed(pipe: IO[bytes], source: bytes, data: Path | None, offset: int) -> None:
+    pipe.write(source)
+    if data is not None:
+        with open(data, "rb") as handle:
+            handle.seek(offset)
+            shutil.copyfileobj(handle, pipe, _BLOCK)
+    pipe.close()
 
 
 def _checked(board: Board, code: int, answer: bytes, told: str) -> dict[str, Any]:

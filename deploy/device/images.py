@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import DeviceError
+from .errors import DeviceError, DeviceMissingError
 from .files import read_json
-from .parts import MissingPartError
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Preprocessing:
 
         Raises:
             DeviceError: missing, unreadable or of another form.
-            MissingPartError: Pillow is needed and not there.
+            DeviceMissingError: Pillow is needed and not there.
         """
         if not path.is_file():
             raise DeviceError(f"no image at {path}.", "Check the path.")
@@ -126,7 +125,7 @@ def _require_pillow(why: str) -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingPartError(
+        raise DeviceMissingError(
             f"{why}: that needs Pillow, which is not installed.",
             "sudo apt-get install python3-pil, or give a .npy array of the model's size.",
         ) from error

@@ -37,10 +37,15 @@ POLICY = "host wall clock around one call, input and output in host memory, one 
 class Session(Protocol):
     """A loaded model: ``session.EngineSession`` or ``onnx_session.OnnxSession``."""
 
-    input_shape: tuple[int, int, int]
-    """Channels, height, width."""
-    most: int | None
-    """Largest batch, or None for any."""
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+        ...
+
+    @property
+    def most(self) -> int | None:
+        """Largest batch, or None for any."""
+        ...
 
     def run(self, images: Array) -> Array:
         """Logits (N, classes) of a float32 batch (N, C, H, W)."""

@@ -25,7 +25,7 @@ class OnnxSession:
 
     Raises:
         DeviceError: damaged, or not an image classifier.
-        MissingPartError: ONNX Runtime is not installed.
+        DeviceMissingError: ONNX Runtime is not installed.
     """
 
     def __init__(self, path: Path, *, threads: int = 0) -> None:
@@ -38,7 +38,7 @@ class OnnxSession:
             self._session: Any = runtime.InferenceSession(str(path), options, providers=[PROVIDER])
         except Exception as error:
             raise DeviceError(
-                f"ONNX Runtime {runtime.__version__} cannot open {path}: {' '.join(str(error).split())[:200]}",
+                f"ONNX Runtime {runtime.__version__} cannot open {path}: {' '.join(str(error).split())[-200:]}",
                 "pip install -U onnxruntime, or export the model again.",
             ) from error
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()

@@ -5,27 +5,21 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .errors import DeviceError
+from .errors import DeviceError, DeviceMissingError
 
 EXIT_KEPT, EXIT_MISSED, EXIT_BAD_INPUT, EXIT_MISSING_PART, EXIT_DEFECT = 0, 1, 2, 3, 70
-
-
-class MissingPartError(DeviceError):
-    """A part of the board's environment is missing; the program ends with ``EXIT_MISSING_PART``."""
-
-    exit_code = EXIT_MISSING_PART
 
 
 def require_tensorrt() -> ModuleType:
     """The ``tensorrt`` module.
 
     Raises:
-        MissingPartError: not there; on a board only JetPack brings it.
+        DeviceMissingError: not there; on a board only JetPack brings it.
     """
     try:
         return importlib.import_module("tensorrt")
     except ImportError as error:
-        raise MissingPartError(
+        raise DeviceMissingError(
             f"TensorRT's Python module cannot be imported ({error}).",
             "On a Jetson, JetPack 6.1 or later brings it: sudo apt-get install nvidia-jetpack (a virtual environment "
             "needs --system-site-packages).  A board without TensorRT: python3 run.py --backend onnxruntime.",
@@ -36,12 +30,12 @@ def require_onnxruntime() -> ModuleType:
     """The ``onnxruntime`` module.
 
     Raises:
-        MissingPartError: not there; the message names the pip command.
+        DeviceMissingError: not there; the message names the pip command.
     """
     try:
         return importlib.import_module("onnxruntime")
     except ImportError as error:
-        raise MissingPartError(
+        raise DeviceMissingError(
             f"ONNX Runtime cannot be imported ({error}).",
             "pip install onnxruntime.  On a Jetson, leave --backend out: TensorRT is there.",
         ) from error
@@ -49,4 +43,4 @@ def require_onnxruntime() -> ModuleType:
 
 def exit_code_of(error: DeviceError) -> int:
     """What the program ends with after ``error``."""
-    return int(getattr(error, "exit_code", EXIT_BAD_INPUT))
+    return EXIT_MISSING_PART if isinstance(error, DeviceMissingError) else EXIT_BAD_INPUT

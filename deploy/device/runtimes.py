@@ -19,10 +19,23 @@ def require(runtime: str) -> str:
     """The version of ``runtime``.
 
     Raises:
-        MissingPartError: it is not on this board.
+        DeviceMissingError: it is not on this board.
     """
     module = require_tensorrt() if runtime == "tensorrt" else require_onnxruntime()
     return str(module.__version__)
+
+
+class _Tenths:
+    """Tells each new tenth of a build, which may take minutes, and not its hundreds of steps."""
+
+    def __init__(self, what: str, say: Callable[[str], None]) -> None:
+        self._what, self._say, self._told = what, say, 0
+
+    def __call__(self, share: float, phase: str) -> None:
+        tenth = int(10 * share)
+        if tenth > self._told:
+            self._told = tenth
+            self._say(f"{self._what} {tenth * 10} %")
 
 
 def open_session(
@@ -39,7 +52,7 @@ def open_session(
 
     Raises:
         DeviceError: the file is not what the runtime takes, or the engine cannot be built.
-        MissingPartError: the runtime is not on this board.
+        DeviceMissingError: the runtime is not on this board.
     """
     require(runtime)
     if runtime == "onnxruntime":
@@ -48,7 +61,7 @@ def open_session(
     from .session import EngineSession
 
     start = time.perf_counter()
-    plan = build_engine(onnx, BuildSettings(), cache, log=say)
+    plan = build_engine(onnx, BuildSettings(), cache, progress=_Tenths(f"{onnx.stem}: building", say))
     seconds = time.perf_counter() - start
     engine = {
         "file": plan.name,

@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iekd.deploy.device.errors import DeviceError
+from iekd.deploy.device.errors import DeviceError, DeviceMissingError
 from iekd.deploy.device.images import Preprocessing as OnBoard
 from iekd.deploy.device.images import read_preprocessing
-from iekd.deploy.device.parts import MissingPartError
 from iekd.models.preprocessing import Preprocessing
 
 HOST = [
@@ -71,10 +70,10 @@ def test_arrays_need_no_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(board.load(tmp_path / "pixels.npy"), expected, atol=1e-6)
     np.testing.assert_array_equal(board.load(tmp_path / "ready.npy"), expected)
     np.save(tmp_path / "large.npy", np.zeros((64, 48, 3), np.uint8))
-    with pytest.raises(MissingPartError, match=r"48 x 64 pixels, not 32 x 32: that needs Pillow.*python3-pil"):
+    with pytest.raises(DeviceMissingError, match=r"48 x 64 pixels, not 32 x 32: that needs Pillow.*python3-pil"):
         board.load(tmp_path / "large.npy")
     (tmp_path / "image.png").write_bytes(b"")
-    with pytest.raises(MissingPartError, match="is an image file: that needs Pillow"):
+    with pytest.raises(DeviceMissingError, match="is an image file: that needs Pillow"):
         board.load(tmp_path / "image.png")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import types
 import zipfile
 from pathlib import Path
@@ -116,7 +118,7 @@ def test_a_damaged_manifest_is_named(
 def test_without_tensorrt_nothing_else_is_tried(
     tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
     folder = unpacked(tmp_path, models)
     assert run.main([], folder) == 3
     printed = capsys.readouterr().err
@@ -128,7 +130,7 @@ def test_without_tensorrt_nothing_else_is_tried(
 def test_without_onnxruntime_the_pip_command_is_told(
     tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert run.main(QUICK, unpacked(tmp_path, models)) == 3
     assert "pip install onnxruntime" in capsys.readouterr().err
 
@@ -257,16 +259,16 @@ def test_energy_is_measured_where_the_board_can(
 
 
 def test_the_tensorrt_path_keeps_to_the_agreed_interface(
-    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No TensorRT here: ``engine`` and ``session`` are doubles of their interface, and only the order is looked at."""
-    import sys
-
     calls: list[str] = []
 
     def build_engine(onnx: Path, settings: Any, cache: Path, *, progress: Any = None, log: Any = None) -> Path:
         calls.append(f"build {onnx.stem}")
         cache.mkdir(exist_ok=True)
+        for step in range(1, 101):
+            progress(step / 100, "a phase")
         plan = cache / f"{onnx.stem}.plan"
         plan.write_bytes(onnx.read_bytes())
         return plan
@@ -294,4 +296,39 @@ def test_the_tensorrt_path_keeps_to_the_agreed_interface(
     assert calls == ["build fp16", "open fp16", "build fp32", "open fp32", "close", "close"]
     result = result_of(folder)
     assert result["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
+    assert capsys.readouterr().out.count("fp16: building ") == 10
     assert result["models"][0]["engine"]["bytes"] == (folder / "engines" / "fp16.plan").stat().st_size
+
+
+def test_the_launcher_without_numpy(tmp_path: Path, models: dict[str, Path]) -> None:
+    folder = unpacked(tmp_path, models)
+    command = [sys.executable, "-S", "-E", str(folder / "run.py")]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    assert answer.returncode == 3
+    assert answer.stderr == "error: this needs numpy.  sudo apt-get install python3-numpy\n"
+
+
+def test_a_defect_is_no_verdict(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "measure_stages", lambda *_: 1 / 0)
+    folder = unpacked(tmp_path, models)
+    assert run.main(QUICK, folder) == 70
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert result_of(folder)["complete"] is False
+
+
+def test_a_full_disk_is_told_and_leaves_the_old_result(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpacked(tmp_path, models)
+    (folder / "result.json").write_text("{}")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert run.main(QUICK, folder) == 2
+    assert "result.json: No space left on device.  Free some space" in capsys.readouterr().err
+    assert (folder / "result.json").read_text() == "{}"
+    assert not list(folder.glob(".*.tmp"))
