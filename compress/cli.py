@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from iekd import __version__
+from iekd.compress.device_commands import add_commands
 from iekd.errors import EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -195,10 +196,16 @@ def predict(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    add: Annotated[Path | None, typer.Option(help="A board's result.json, to stand beside the host's.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Draw report.html again from a run's report.json."""
+    """Draw report.html again from a run's report.json, with what a board measured."""
     from iekd.deploy.report import read_report, write_report
+
+    if add is not None:
+        from iekd.deploy.device_rows import add_device_result
+
+        add_device_result(run, add)
 
     found = read_report(run / "report.json" if run.is_dir() else run)
     out.print(
@@ -236,6 +243,9 @@ def doctor(debug: Debug = False) -> None:
     from iekd.deploy.doctor import examine
 
     out.print(doctor_table(examine()))
+
+
+add_commands(app, out)
 
 
 def _run(settings: dict[str, Any], config_file: Path | None, *, until: str) -> Any:

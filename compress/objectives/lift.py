@@ -98,7 +98,7 @@ class InheritExplore(nn.Module):
         if self.settings.split != "natural":
             student = student.index_select(1, torch.cat(list(indices.values())))
         # Split rather than selected one by one: the gradient is then put together in the maps' own memory format.
-        channels = student.split([len(index) for index in indices.values()], 1)
+        channels = torch.split(student, [len(index) for index in indices.values()], 1)
         return {part: own for part, own in zip(indices, channels, strict=True) if part in self.heads}
 
     def answers(self, student: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,96 @@
+"""From a finished run to a board: the bundle, with a teacher's accuracy on the very images that travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iekd.compress.config import RunConfig, make_config
+from iekd.compress.data import ImageData
+from iekd.compress.pipeline import open_data
+from iekd.deploy.backends import get_backend
+from iekd.deploy.bundle import write_bundle
+from iekd.deploy.export import read_metadata
+from iekd.deploy.report import read_report
+from iekd.deploy.results import Report
+from iekd.errors import InputError
+from iekd.models.preprocessing import Preprocessing
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+
+
+def bundle_run(run: Path, output: Path, *, images: int = 300) -> str:
+    """Write the bundle of a run's student; returns what to tell the user.
+
+    Args:
+        run: folder of a finished run.
+        output: the zip.
+        images: validation images that travel, at most; spread over the set.
+
+    Raises:
+        InputError: the run is unfinished, or its data is not where it was.
+    """
+    report = read_report(run / "report.json")
+    config = config_of(report)
+    data = open_data(config)
+    models = student_files(run)
+    about = read_metadata(next(iter(models.values())))
+    pixels, labels = _some(data, about.preprocessing, images)
+    limit = report.verdict.min_retained * _accuracy(run / "teacher.onnx", pixels, labels)
+    write_bundle(
+        output,
+        models,
+        pixels,
+        labels,
+        min_accuracy=min(1.0, limit),
+        max_latency_ms=config.max_latency_ms,
+        host=_host(report),
+    )
+    size = output.stat().st_size / 1e6
+    return f"{', '.join(models)}; {len(labels)} images; {size:.1f} MB.  On the board: unzip it, then python3 run.py"
+
+
+def config_of(report: Report) -> RunConfig:
+    """The settings that a run was made with."""
+    return make_config(report.config)
+
+
+def student_files(run: Path) -> dict[str, Path]:
+    """The run's student by precision: ``student.onnx`` is fp32, ``student-int8.onnx`` int8, and so on.
+
+    Raises:
+        InputError: there is no exported student.
+    """
+    files = {"fp32": run / "student.onnx", **{name: run / f"student-{name}.onnx" for name in PRECISIONS[1:]}}
+    found = {name: path for name, path in files.items() if path.is_file()}
+    if not found:
+        raise InputError(f"{run} holds no student.onnx.", "Finish the run first.")
+    return found
+
+
+def _some(data: ImageData, preprocessing: Preprocessing, count: int) -> tuple[Any, Any]:
+    """Images after ``Preprocessing.fit``, uint8 (N, size, size, 3), and classes (N,)."""
+    chosen = np.linspace(0, len(data.val) - 1, min(count, len(data.val))).round().astype(int)
+    pairs = [data.val[int(index)] for index in chosen]
+    pixels = np.stack([np.asarray(preprocessing.fit(image).convert("RGB"), dtype=np.uint8) for image, _ in pairs])
+    return pixels, np.array([target for _, target in pairs], dtype=np.int64)
+
+
+def _accuracy(file: Path, pixels: Any, labels: Any) -> float:
+    preprocessing = read_metadata(file).preprocessing
+    session = get_backend("onnxruntime").load(file)
+    right = 0
+    for start in range(0, len(labels), 64):
+        batch = np.stack([preprocessing.normalize(image) for image in pixels[start : start + 64]])
+        right += int((session.run(batch.astype(np.float32)).argmax(1) == labels[start : start + 64]).sum())
+    session.close()
+    return right / len(labels)
+
+
+def _host(report: Report) -> Mapping[str, Any]:
+    student = report.student
+    figures = {"accuracy": student.accuracy.top1.value, "median_ms": student.latency.median.value}
+    return {"device": report.fingerprint.device, "models": {student.precision: figures}}

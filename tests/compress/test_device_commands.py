@@ -1,0 +1,80 @@
+"""The commands around the device, started as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from small import command
+
+
+@pytest.fixture
+def own_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to write into."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_a_run_travels_as_a_bundle_and_comes_back_into_its_report(own_run: Path, tmp_path: Path) -> None:
+    made = command("bundle", str(own_run), "-o", "student.zip", "--images", "40", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "fp32; 40 images" in made.stdout
+    with zipfile.ZipFile(tmp_path / "student.zip") as archive:
+        archive.extractall(tmp_path / "board")
+    (place,) = (tmp_path / "board").iterdir()
+    found = subprocess.run(
+        [sys.executable, "run.py", "--backend", "onnxruntime", "--seconds", "0.2"],
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode in (0, 1), found.stderr
+    result = next(place.rglob("result.json"))
+    added = command("report", str(own_run), "--add", str(result), cwd=tmp_path)
+    assert added.returncode == 0, added.stderr
+    assert "On the device" in (own_run / "report.html").read_text(encoding="utf-8")
+    limits = json.loads((place / "limits.json").read_text())
+    assert 0 < limits["min_accuracy"] <= 1
+
+
+def test_a_model_repository_for_triton(own_run: Path, tmp_path: Path) -> None:
+    made = command("serve-config", str(own_run / "student.onnx"), "-o", "models", "--name", "digits", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "max_batch_size: 8" in (tmp_path / "models" / "digits_onnx" / "config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("build", "student.onnx", "--batch", "1,x,3"), 2, "is not smallest,usual,largest"),
+        (("build", "student.onnx", "--batch", "4,2,1"), 2, "not smallest, usual, largest"),
+        (("bundle", "nowhere"), 2, "nowhere"),
+        (("deploy", "user@board", "none.zip"), 2, "none.zip"),
+        (("serve-config", "none.onnx"), 2, "none.onnx"),
+        (("report", "run", "--add", "none.json"), 2, "none.json"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], code: int, words: str, own_run: Path, tmp_path: Path
+) -> None:
+    shutil.copy(own_run / "student.onnx", tmp_path / "student.onnx")
+    found = command(*arguments, cwd=tmp_path)
+    assert found.returncode == code, found.stderr
+    assert found.stderr.startswith("error: ")
+    assert words in found.stderr
+    assert found.stderr.count("\n") == 1
+
+
+def test_building_without_tensorrt_says_what_is_missing(own_run: Path, tmp_path: Path) -> None:
+    try:
+        import tensorrt  # noqa: F401
+    except ImportError:
+        found = command("build", str(own_run / "student.onnx"), cwd=tmp_path)
+        assert found.returncode == 3
+        assert "TensorRT" in found.stderr
+    else:
+        pytest.skip("TensorRT is installed here")
