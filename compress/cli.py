@@ -160,14 +160,19 @@ def bench(
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Measured seconds for each file.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.")] = None,
-    backend: Annotated[str, typer.Option(help="onnxruntime or onnxruntime-cuda.")] = "onnxruntime",
+    backend: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt, ...; a wrong one lists them.")] = (
+        "onnxruntime"
+    ),
+    streams: Annotated[int, typer.Option(min=0, help="Throughput too, with so many requests in flight.")] = 0,
+    repeat: Annotated[int, typer.Option(min=0, help="Repeat the ratio of two files in fresh processes.")] = 0,
+    publishable: Annotated[float, typer.Option(min=0, help="MLPerf's two figures, seconds each; 600 counts.")] = 0,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for traces and bench.json.")] = None,
     debug: Debug = False,
 ) -> None:
     """Measure accuracy and latency of ONNX files that carry their preprocessing."""
-    from iekd.compress.tools import bench_files
+    from iekd.compress.bench import Modes, bench_files
 
-    table = bench_files(
+    for table in bench_files(
         files,
         data=data,
         val_fraction=val_fraction,
@@ -176,8 +181,9 @@ def bench(
         threads=threads,
         backend=backend,
         output=output,
-    )
-    out.print(table)
+        modes=Modes(streams, repeat, publishable),
+    ):
+        out.print(table)
 
 
 @app.command()

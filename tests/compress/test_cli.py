@@ -150,3 +150,15 @@ def test_a_missing_gpu_is_a_missing_part(tmp_path: Path) -> None:
 def test_predict_refuses_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "x.onnx").write_bytes(b"no model")
     refused(command("predict", "x.onnx", "y.jpg", cwd=tmp_path), "x.onnx")
+
+
+def test_the_other_modes_of_measuring(finished_run: Path, tmp_path: Path) -> None:
+    given = ("--data", "digits", "--seconds", "0.2", "--streams", "2", "--repeat", "2", "--publishable", "0.2")
+    found = command("bench", str(finished_run), *given, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    for words in ("images/s", "single stream p90, ms", "ratio of medians", "teacher / student"):
+        assert words in found.stdout
+    assert (tmp_path / "bench" / "repeat" / "repeat.json").exists()
+    three = command("bench", str(finished_run), str(finished_run / "student.onnx"), "--repeat", "2", cwd=tmp_path)
+    assert three.returncode == 2
+    assert "two files, not of 3" in three.stderr
