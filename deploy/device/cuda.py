@@ -1,6 +1,5 @@
 """The part of the CUDA runtime that inference needs, through ctypes: a JetPack board has no pycuda and no cuda-python.
 
-Memory, streams, events and graphs are objects with ``close()``; whoever makes one closes it.
 Source of the signatures: NVIDIA, CUDA Runtime API (``cuda_runtime_api.h``), the same in CUDA 12 and 13.
 """
 
@@ -16,9 +15,6 @@ from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulongl
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from .errors import DeviceError, DeviceMissingError, OutOfMemoryError
 
@@ -57,9 +53,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 }
 """Arguments of every function used; all return ``cudaError_t``, but for ``cudaGetErrorString``."""
 
-_NON_BLOCKING = 1
-_HOST_TO_DEVICE, _DEVICE_TO_HOST = 1, 2
-_CAPTURE_THREAD_LOCAL = 1
 _ATTRIBUTE_INTEGRATED, _ATTRIBUTE_SM_MAJOR, _ATTRIBUTE_SM_MINOR = 18, 75, 76
 _OUT_OF_MEMORY = 2
 _NO_DEVICE = {35: "the driver is older than the CUDA runtime, or absent", 100: "no CUDA device is visible"}
@@ -113,10 +106,16 @@ class Cuda:
             DeviceMissingError: there is no device, or no driver for it.
             DeviceError: any other failure, by CUDA's own name for it.
         """
-        code = getattr(self._library, name)(*arguments)
+        code = self.code_of(name, *arguments)
+        if code:
+            raise self._error(name, code)
+
+    def code_of(self, name: str, *arguments: Any) -> int:
+        """Call a runtime function, and return its error code; for where a failure is expected."""
+        code = int(getattr(self._library, name)(*arguments))
         if code:
             self._library.cudaGetLastError()  # an error that is not sticky must not be reported again by a later call
-            raise self._error(name, code)
+        return code
 
     def _error(self, name: str, code: int) -> DeviceError:
         text = self._library.cudaGetErrorString(code).decode(errors="replace")
@@ -172,133 +171,6 @@ class Cuda:
         free, total = c_size_t(), c_size_t()
         self.call("cudaMemGetInfo", ctypes.byref(free), ctypes.byref(total))
         return free.value, total.value
-
-
-class _Resource:
-    """Something of CUDA's behind a pointer, given back once."""
-
-    _destroy = ""
-
-    def __init__(self, cuda: Cuda, pointer: int) -> None:
-        self.cuda = cuda
-        self.pointer = pointer
-
-    def close(self) -> None:
-        """Give it back; calling it twice is harmless."""
-        pointer, self.pointer = self.pointer, 0
-        if pointer:
-            self.cuda.call(self._destroy, pointer)
-
-
-class DeviceBuffer(_Resource):
-    """Device memory of ``nbytes`` bytes."""
-
-    _destroy = "cudaFree"
-
-    def __init__(self, cuda: Cuda, nbytes: int) -> None:
-        super().__init__(cuda, cuda.handle("cudaMalloc", nbytes))
-        self.nbytes = nbytes
-
-
-class PinnedBuffer(_Resource):
-    """Page-locked host memory, as a flat numpy array; only such memory is copied without a detour.
-
-    Args:
-        cuda: the runtime.
-        count: of elements.
-        dtype: of an element.
-    """
-
-    _destroy = "cudaFreeHost"
-
-    def __init__(self, cuda: Cuda, count: int, dtype: np.dtype[Any]) -> None:
-        nbytes = count * dtype.itemsize
-        super().__init__(cuda, cuda.handle("cudaMallocHost", nbytes))
-        memory = memoryview((ctypes.c_char * nbytes).from_address(self.pointer))
-        self.array: NDArray[Any] = np.frombuffer(memory, dtype=dtype, count=count)
-        """Must not be used after ``close()``."""
-
-
-class Event(_Resource):
-    """A point in a stream, with its time."""
-
-    _destroy = "cudaEventDestroy"
-
-    def __init__(self, cuda: Cuda) -> None:
-        super().__init__(cuda, cuda.handle("cudaEventCreateWithFlags", 0))
-
-    def record(self, stream: Stream) -> None:
-        """Put the event behind what the stream holds."""
-        self.cuda.call("cudaEventRecord", self.pointer, stream.pointer)
-
-    def synchronize(self) -> None:
-        """Wait until the stream has passed the event."""
-        self.cuda.call("cudaEventSynchronize", self.pointer)
-
-    def since(self, earlier: Event) -> float:
-        """Milliseconds between two events that have passed."""
-        milliseconds = c_float()
-        self.cuda.call("cudaEventElapsedTime", ctypes.byref(milliseconds), earlier.pointer, self.pointer)
-        return float(milliseconds.value)
-
-
-class Graph(_Resource):
-    """A captured piece of a stream, ready to be launched at once."""
-
-    _destroy = "cudaGraphExecDestroy"
-
-    def __init__(self, cuda: Cuda, graph: int) -> None:
-        try:
-            super().__init__(cuda, cuda.handle("cudaGraphInstantiateWithFlags", graph, 0))
-        finally:
-            cuda.call("cudaGraphDestroy", graph)
-
-    def launch(self, stream: Stream) -> None:
-        """Put the captured work into the stream."""
-        self.cuda.call("cudaGraphLaunch", self.pointer, stream.pointer)
-
-
-class Stream(_Resource):
-    """An order of work on the device, independent of the default stream."""
-
-    _destroy = "cudaStreamDestroy"
-
-    def __init__(self, cuda: Cuda) -> None:
-        super().__init__(cuda, cuda.handle("cudaStreamCreateWithFlags", _NON_BLOCKING))
-
-    def upload(self, to: DeviceBuffer, source: PinnedBuffer, nbytes: int) -> None:
-        """Begin to copy ``nbytes`` from the host."""
-        self.cuda.call("cudaMemcpyAsync", to.pointer, source.pointer, nbytes, _HOST_TO_DEVICE, self.pointer)
-
-    def download(self, to: PinnedBuffer, source: DeviceBuffer, nbytes: int) -> None:
-        """Begin to copy ``nbytes`` to the host."""
-        self.cuda.call("cudaMemcpyAsync", to.pointer, source.pointer, nbytes, _DEVICE_TO_HOST, self.pointer)
-
-    def synchronize(self) -> None:
-        """Wait until all of it is done."""
-        self.cuda.call("cudaStreamSynchronize", self.pointer)
-
-    def begin_capture(self) -> None:
-        """From here on, work is recorded instead of done."""
-        self.cuda.call("cudaStreamBeginCapture", self.pointer, _CAPTURE_THREAD_LOCAL)
-
-    def end_capture(self) -> Graph:
-        """The work recorded since ``begin_capture``.
-
-        Raises:
-            DeviceError: something in it cannot be captured; the stream is usable again.
-        """
-        graph = c_void_p()
-        self.cuda.call("cudaStreamEndCapture", self.pointer, ctypes.byref(graph))
-        return Graph(self.cuda, graph.value or 0)
-
-    def abandon_capture(self) -> None:
-        """End a capture whose content is not wanted; never raises, as a broken capture is why it is called."""
-        graph = c_void_p()
-        library = self.cuda._library
-        if library.cudaStreamEndCapture(self.pointer, ctypes.byref(graph)) == 0 and graph.value:
-            library.cudaGraphDestroy(graph.value)
-        library.cudaGetLastError()
 
 
 def driver_version() -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import tensorrt as trt
 from numpy.typing import NDArray
 
-from .cuda import Cuda, DeviceBuffer, Event, Graph, PinnedBuffer, Stream
+from .cuda import Cuda
+from .cuda_stream import DeviceBuffer, Event, Graph, PinnedBuffer, Stream
 from .errors import DeviceError, OutOfMemoryError
 from .trt_logger import Journal
 from .trt_runtime import Binding, Shape

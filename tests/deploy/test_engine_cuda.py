@@ -17,7 +17,8 @@ import pytest
 import tensorrt_wheels as wheels
 
 from iekd.deploy.device import cuda as cuda_module
-from iekd.deploy.device.cuda import SIGNATURES, Cuda, DeviceBuffer, Event, PinnedBuffer, Stream
+from iekd.deploy.device.cuda import SIGNATURES, Cuda
+from iekd.deploy.device.cuda_stream import DeviceBuffer, Event, PinnedBuffer, Stream
 from iekd.deploy.device.errors import DeviceError, DeviceMissingError, OutOfMemoryError
 
 

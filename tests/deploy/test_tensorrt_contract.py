@@ -46,7 +46,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             "IEKD_CUDART": str(cudart),
         }
         command = [sys.executable, "-W", "error", str(wheels.STUBS / "scenarios.py"), name, str(folder)]
-        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert answer.returncode == 0, answer.stderr[-3000:]
         return json.loads(answer.stdout.splitlines()[-1])
 

@@ -5,11 +5,8 @@ FOLDER holds a copy of ``deploy/device`` as the plain package ``device``, as on 
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,7 @@ from typing import Any
 import numpy as np
 import stand_in
 import tensorrt_bindings as trt
-
-CLASSES, SHAPE = 5, (3, 4, 4)
+from workshop import CLASSES, SHAPE, Device, Workshop
 
 
 def main(name: str, folder: Path) -> None:
@@ -74,50 +70,6 @@ def version(folder: Path) -> Any:
 # Building, with stand-ins
 
 
-class Workshop:
-    """Scripts the stand-ins of a build, and remembers what the build asked for."""
-
-    def __init__(self, folder: Path, *, shape: tuple[int, ...] = (-1, *SHAPE), dla: int = 0) -> None:
-        self.shape = shape
-        self.builds = 0
-        self.config: Any = None
-        self.fail: Callable[[Any], None] | None = None
-        self.script: stand_in.Script = {
-            ("INetworkDefinition", "num_inputs"): 1,
-            ("INetworkDefinition", "num_outputs"): 1,
-            ("ITensor", "shape"): trt.Dims(shape),
-            ("ITensor", "name"): "images",
-            ("IBuilderConfig", "add_optimization_profile"): lambda profile: 0,
-            ("Builder", "num_DLA_cores"): dla,
-            ("Builder", "build_serialized_network"): self.build,
-            ("EngineInspector", "get_engine_information"): lambda style: '{"Layers": ["conv1"]}',
-        }
-        self.bindings = stand_in.Bindings(trt, self.script)
-
-    def build(self, network: Any, config: Any, *_: Any) -> Any:
-        """What TensorRT does inside the build: phases and steps, told to the monitor from this thread."""
-        self.builds += 1
-        self.config = config.stand_in_values
-        monitor = self.config["progress_monitor"]
-        monitor.phase_start("Building Engine", None, 2)
-        for step in range(2):
-            monitor.phase_start("Tactics", "Building Engine", 4)
-            for tactic in range(4):
-                time.sleep(0.03)
-                if not monitor.step_complete("Tactics", tactic):
-                    return None
-            monitor.phase_finish("Tactics")
-            monitor.step_complete("Building Engine", step)
-        monitor.phase_finish("Building Engine")
-        if self.fail:
-            self.fail(network)
-            return None
-        return stand_in.StandIn(self.bindings, trt.IHostMemory)
-
-    def called(self, owner: str, name: str) -> list[Any]:
-        return [arguments for kind, method, arguments in self.bindings.calls if (kind, method) == (owner, name)]
-
-
 def flag_names(calls: list[Any]) -> list[str]:
     """Names of flags; of the two that STRIP_PLAN has in version 10, the newer."""
     names = {int(member): name for name, member in trt.BuilderFlag.__members__.items() if name != "WEIGHTLESS"}
@@ -128,7 +80,7 @@ def build(folder: Path) -> Any:
     """Every setting, the cache, progress and log."""
     from device.engine import BuildSettings, build_engine, dla_cores
 
-    shop = Workshop(folder, shape=(-1, 3, -1, -1), dla=2)
+    shop = Workshop(shape=(-1, 3, -1, -1), dla=2)
     shares: list[tuple[float, str]] = []
     log: list[str] = []
     settings = BuildSettings(
@@ -176,7 +128,7 @@ def refused(folder: Path) -> Any:
     """Builds that fail: an operator, memory, a stop by the user."""
     from device.engine import BuildSettings, build_engine
 
-    shop = Workshop(folder)
+    shop = Workshop()
     answers = {}
 
     def say(severity: Any, line: str) -> None:
@@ -219,61 +171,6 @@ def refused(folder: Path) -> Any:
 # Running, with stand-ins over a CUDA runtime in host memory
 
 
-class Device:
-    """Scripts the stand-ins of an engine whose logit k is (k + 1) times the mean of an image."""
-
-    def __init__(self, most: int, output: Any = None) -> None:
-        self.cudart = ctypes.CDLL(os.environ["IEKD_CUDART"])
-        self.cudart.standInEnqueue.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-        self.addresses: dict[str, int] = {}
-        self.batch = 0
-        self.executions = self.enqueued = 0
-        self.half = output == trt.DataType.HALF
-        self._work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._compute)
-        smallest, usual, largest = (trt.Dims((n, *SHAPE)) for n in (1, 1, most))
-        modes = {"images": trt.TensorIOMode.INPUT, "logits": trt.TensorIOMode.OUTPUT}
-        self.script: stand_in.Script = {
-            ("ICudaEngine", "num_io_tensors"): 2,
-            ("ICudaEngine", "get_tensor_name"): lambda index: ("images", "logits")[index],
-            ("ICudaEngine", "get_tensor_mode"): lambda name: modes[name],
-            ("ICudaEngine", "get_tensor_shape"): lambda name: trt.Dims(
-                (-1, *(SHAPE if name == "images" else (CLASSES,)))
-            ),
-            ("ICudaEngine", "get_tensor_dtype"): lambda name: (
-                (output or trt.float32) if name == "logits" else trt.float32
-            ),
-            ("ICudaEngine", "get_tensor_profile_shape"): lambda name, index: [smallest, usual, largest],
-            ("IExecutionContext", "set_tensor_address"): self._address,
-            ("IExecutionContext", "set_input_shape"): self._shape,
-            ("IExecutionContext", "execute_async_v3"): self._execute,
-        }
-
-    def _address(self, name: str, memory: int) -> bool:
-        self.addresses[name] = memory
-        return True
-
-    def _shape(self, name: str, shape: tuple[int, ...]) -> bool:
-        self.batch = shape[0]
-        return True
-
-    def _execute(self, stream: int) -> bool:
-        self.enqueued += 1
-        self.cudart.standInEnqueue(stream, self._work, None)
-        return True
-
-    def _compute(self, _argument: Any) -> None:
-        self.executions += 1
-        count = self.batch * int(np.prod(SHAPE))
-        images = np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses["images"]))
-        means = images.reshape(self.batch, -1).mean(axis=1, keepdims=True)
-        logits = (means * np.arange(1, CLASSES + 1)).astype(np.float16 if self.half else np.float32)
-        ctypes.memmove(self.addresses["logits"], logits.ctypes.data, logits.nbytes)
-
-    def live(self) -> int:
-        """Pieces of CUDA's memory, streams, events and graphs that nobody gave back."""
-        return int(self.cudart.standInLive())
-
-
 def expected(images: Any) -> Any:
     return images.reshape(len(images), -1).mean(axis=1, keepdims=True) * np.arange(1, CLASSES + 1, dtype=np.float32)
 
@@ -288,7 +185,7 @@ def session(folder: Path) -> Any:
     from device.errors import DeviceInputError
     from device.session import EngineSession
 
-    shop = Workshop(folder)
+    shop = Workshop()
     engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4)), folder / "cache")
     device = Device(4)
     shop.script.update(device.script)
@@ -364,7 +261,7 @@ def many_calls(folder: Path) -> Any:
     from device.engine import BuildSettings, build_engine
     from device.session import EngineSession
 
-    shop = Workshop(folder)
+    shop = Workshop()
     engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4)), folder / "cache")
     device = Device(4)
     shop.script.update(device.script)
@@ -403,7 +300,7 @@ def stripped(folder: Path) -> Any:
     from device.engine import BuildSettings, build_engine
     from device.session import EngineSession
 
-    shop = Workshop(folder)
+    shop = Workshop()
     engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4), strip_plan=True), folder / "cache")
     shop.script.update(Device(4).script)
     EngineSession(engine).close()
