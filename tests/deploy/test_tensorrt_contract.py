@@ -28,7 +28,7 @@ Run = Callable[[str, str], Any]
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Runs a scenario with the bindings of a version, in a process of its own; what it printed."""
     built = tmp_path_factory.mktemp("stubs")
-    kept = request.config.cache
+    kept = getattr(request.config, "cache", None)  # absent with -p no:cacheprovider
     cache = kept.mkdir("tensorrt-bindings") if kept else tmp_path_factory.mktemp("bindings")
 
     def run_scenario(version: str, name: str) -> Any:
