@@ -108,6 +108,8 @@ def deploy(
         raise InputError(
             f"'{folder}' cannot be the folder on the board.", "Use letters, digits, '.', '_', '-' and '/'."
         )
+    if any(argument.startswith("--output") for argument in arguments):
+        raise InputError("run.py's --output cannot be given here.", "Choose the folder on the board by `folder`.")
     say = say or _print
     digest, unpacked, manifest = _examine(bundle)
     _copy(board, bundle, folder, digest, unpacked, say)
@@ -275,7 +277,7 @@ def _run(board: Board, place: str, arguments: Sequence[str], say: Callable[[str]
     if code in (0, 1):
         return
     if code == _EXIT_SSH:
-        raise _connection_error(board, told)
+        raise EnvironmentMissingError(f"the connection to {board.host} broke ({_last_line(told)}).", _AGAIN)
     kind = InputError if code == 2 else EnvironmentMissingError
     reason = last.removeprefix("error: ")
     raise kind(f"the run on {board.host} ended with exit code {code}: {reason}", "" if code in (2, 3) else _AGAIN)

@@ -128,14 +128,13 @@ def _begin(run: _Run, version: str) -> dict[str, Any]:
         "bundle": {"name": run.bundle.name, "digest": run.bundle.digest},
         "runtime": {"name": run.options.backend, "version": version},
     }
-    kept: dict[str, Any] = {}
-    with contextlib.suppress(DeviceError):
-        before = read_json(run.output / RESULT)
-        same = all(before.get(key) == value for key, value in identity.items())
-        if same and not before.get("complete", True) and before.get("board", {}).get("name") == board["name"]:
-            kept = {model["precision"]: model for model in before.get("models", [])}
-            if kept:
-                _say(f"going on with the run of {before['created']}")
+    before = _read_result(run.output)
+    same = all(before.get(key) == value for key, value in identity.items()) and not before.get("complete")
+    kept = []
+    if same and before.get("board", {}).get("name") == board["name"]:
+        fields = ("precision", "sha256", "accuracy")  # latency and energy are of one sitting, and measured anew
+        kept = [{key: model[key] for key in fields} for model in before["models"] if "accuracy" in model]
+        _say(f"going on with the run of {before['created']}")
     return {
         "schema_version": SCHEMA_VERSION,
         "complete": False,
@@ -148,7 +147,7 @@ def _begin(run: _Run, version: str) -> dict[str, Any]:
             "max_latency_ms": run.bundle.limits.max_latency_ms,
         },
         "host": run.bundle.host,
-        "models": list(kept.values()),
+        "models": kept,
         "failed": {},
         "notes": [],
     }
@@ -277,12 +276,20 @@ def _predict(options: argparse.Namespace, folder: Path) -> int:
 
 def _winner(bundle: Bundle, output: Path, backend: str) -> str | None:
     """The precision that won the last complete run of this bundle on this runtime."""
+    result = _read_result(output)
+    if result.get("bundle", {}).get("digest") != bundle.digest or result["runtime"]["name"] != backend:
+        return None
+    winner: str | None = result.get("verdict", {}).get("winner")
+    return winner
+
+
+def _read_result(output: Path) -> dict[str, Any]:
+    """What an earlier run left, or nothing where there is none that can be read."""
     with contextlib.suppress(DeviceError):
-        result = read_json(output / RESULT)
-        if result.get("bundle", {}).get("digest") == bundle.digest and result["runtime"]["name"] == backend:
-            winner: str | None = result.get("verdict", {}).get("winner")
-            return winner
-    return None
+        value = read_json(output / RESULT)
+        if isinstance(value, dict):
+            return value
+    return {}
 
 
 def _say(line: str) -> None:

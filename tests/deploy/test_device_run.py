@@ -161,6 +161,31 @@ def test_a_stopped_run_goes_on(tmp_path: Path, models: dict[str, Path], monkeypa
     assert len(counted) == 4
 
 
+def test_what_fails_after_a_stop_is_not_told_from_before(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after the latency; then one precision can no longer be opened: its old latency must not count."""
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    folder = unpacked(tmp_path, models)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_measure_energy", stop)
+        assert run.main(QUICK, folder) == 130
+    assert all("latency" in model for model in result_of(folder)["models"])
+    genuine = runtimes.OnnxSession
+
+    def no_fp16(path: Path, **settings: Any) -> OnnxSession:
+        if path.stem == "fp16":
+            raise DeviceError("no FP16 here.")
+        return genuine(path, **settings)
+
+    monkeypatch.setattr(runtimes, "OnnxSession", no_fp16)
+    assert run.main(QUICK, folder) == 0
+    assert [model["precision"] for model in result_of(folder)["models"]] == ["fp32"]
+
+
 def test_a_stopped_run_of_another_bundle_is_not_taken_up(
     tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,8 +195,9 @@ def test_a_stopped_run_of_another_bundle_is_not_taken_up(
     )
     assert run.main(QUICK, folder) == 0
     assert result_of(folder)["models"][0]["accuracy"]["correct"] == 38
-    (folder / "result.json").write_text("{half of a re")
-    assert run.main(QUICK, folder) == 0
+    for text in ("{half of a re", "[]", "{}"):
+        (folder / "result.json").write_text(text)
+        assert run.main(QUICK, folder) == 0
 
 
 def test_a_precision_that_the_board_cannot_run_is_told(

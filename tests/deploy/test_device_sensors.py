@@ -91,6 +91,15 @@ def test_values_without_a_unit() -> None:
     assert parse_tegrastats(TX2_R32).rails_mw["VDD_IN"] == 3140
 
 
+def test_the_examples_of_nvidia_s_table() -> None:
+    """Developer Guide, release 32.5, appendix "tegrastats Utility", column "Example of statistic"."""
+    found = parse_tegrastats(
+        "RAM 220/38955MB (lfb 847x4MB) SWAP 0/1978MB (cached 0MB) IRAM 0/252kB(lfb 252kB) "
+        "CPU [1%@102,5%@102,0%@102,0%@102]"
+    )
+    assert found == Reading(ram_used_mb=220, ram_total_mb=38955, cpu_mhz=(102, 102, 102, 102))
+
+
 @pytest.mark.parametrize(
     ("statistic", "load", "clock"),
     [

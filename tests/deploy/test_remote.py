@@ -23,7 +23,7 @@ from iekd.errors import EnvironmentMissingError, IekdError, InputError
 
 pytestmark = pytest.mark.skipif(bool(loopback.missing()), reason=loopback.missing())
 
-QUICK = ("--backend", "onnxruntime", "--seconds", "0.05", "--threads", "1")
+QUICK = ("--backend", "onnxruntime", "--seconds", "0.05", "--threads", "1", "--no-energy")
 
 
 @pytest.fixture(scope="session")
@@ -45,8 +45,13 @@ def board(keys: Path) -> Iterator[loopback.Loopback]:
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sample_bundle(tmp_path_factory.mktemp("bundle"), min_accuracy=0.9)
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {"fp32": sample_models(tmp_path_factory.mktemp("models"))["fp32"]}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, models: dict[str, Path]) -> Path:
+    return sample_bundle(tmp_path_factory.mktemp("bundle"), models, min_accuracy=0.9)
 
 
 @pytest.fixture
@@ -107,18 +112,20 @@ def test_copy_run_and_fetch(bundle: Path, reach: dict[str, Any]) -> None:
     assert lines[0].endswith("is on " + reach["host"] + " already")
 
 
-def test_a_missed_limit_is_a_result(tmp_path: Path, reach: dict[str, Any]) -> None:
-    bundle = sample_bundle(tmp_path, min_accuracy=0.99)
+def test_a_missed_limit_is_a_result(tmp_path: Path, models: dict[str, Path], reach: dict[str, Any]) -> None:
+    bundle = sample_bundle(tmp_path, models, min_accuracy=0.99)
     result, lines = deployed(bundle, reach)
     assert result["verdict"]["kept"] is False
     assert any(line.startswith("MISSED") for line in lines)
 
 
-def test_an_interrupted_copy_goes_on(tmp_path: Path, reach: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_copy_goes_on(
+    tmp_path: Path, models: dict[str, Path], reach: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ssh is killed within the copy, for real; the next call sends only what is not there."""
     _, labels = sample_images(2000)
     noise = np.random.default_rng(0).integers(0, 256, (2000, 16, 16, 3)).astype(np.uint8)
-    bundle = write_bundle(tmp_path / "b.zip", sample_models(tmp_path), noise, labels)
+    bundle = write_bundle(tmp_path / "b.zip", models, noise, labels)
     size, there = bundle.stat().st_size, Path(reach["folder"])
     assert size > 1_000_000
 
@@ -256,6 +263,22 @@ def test_the_board_s_own_errors_come_through(bundle: Path, reach: dict[str, Any]
     text = failed(bundle, reach, InputError, arguments=("--seconds", "x; touch /tmp/injected"))
     assert "ended with exit code 2" in text
     assert "invalid" in text
+
+
+def test_a_connection_that_breaks(bundle: Path, reach: dict[str, Any], tmp_path: Path) -> None:
+    """The board's end of the connection is killed while run.py runs."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = run.py ]; then kill -9 $PPID; sleep 5; fi\nexec {reach["python"]} "$@"\n'
+    )
+    python.chmod(0o755)
+    text = failed(bundle, reach, EnvironmentMissingError, python=str(python))
+    assert "broke" in text
+    assert "the run goes on" in text
+
+
+def test_the_output_stays_where_it_is_fetched_from(bundle: Path, reach: dict[str, Any]) -> None:
+    assert "--output cannot be given" in failed(bundle, reach, InputError, arguments=("--output=x",))
 
 
 def test_a_crash_on_the_board_is_no_verdict(
