@@ -3,8 +3,8 @@
 Both run in fresh processes that take turns (A B, B A, ...): same threads, one stream, batch 1, float32, synchronous
 calls, the same length.  benchmark_app times the call of a request whose input is filled already; ours includes handing
 over the images and copying the logits, which is what a user pays for.  The figure is the median over the rounds of
-(our median - its median) / its median; the mark is 2 %.  On a machine that is busy otherwise it is noise, so the share
-that other processes took is printed with every round.
+(our median - its median) / its median; the mark is 2 %.  On a machine that is busy otherwise it is noise: rounds in which
+other processes used more than a tenth of a core are printed but do not count, and without a quiet round there is no result.
 
     python benchmarks/harness_agreement.py [--model mobilenetv2_100] [--size 224] [--threads 1] [--rounds 9]
 """
@@ -25,6 +25,7 @@ import torch
 
 from iekd.deploy.backends import get_backend
 from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.conditions import BUSY_CORES
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.models.preprocessing import Preprocessing
@@ -103,16 +104,23 @@ def compare(file: Path, options: argparse.Namespace, folder: Path) -> None:
     for number in range(options.rounds):
         order = list(tools) if number % 2 == 0 else list(tools)[::-1]
         found = {tool: tools[tool](file, options.threads, options.seconds, folder) for tool in order}
-        medians.append(100 * (found["ours"]["median"] / found["theirs"]["median"] - 1))
-        minima.append(100 * (found["ours"]["minimum"] / found["theirs"]["minimum"] - 1))
+        median = 100 * (found["ours"]["median"] / found["theirs"]["median"] - 1)
+        minimum = 100 * (found["ours"]["minimum"] / found["theirs"]["minimum"] - 1)
+        if found["ours"]["others"] <= BUSY_CORES:
+            medians.append(median)
+            minima.append(minimum)
         print(
             f"round {number}: median ours {found['ours']['median']:8.3f} ms, benchmark_app "
-            f"{found['theirs']['median']:8.3f} ms, {medians[-1]:+6.2f} %; minimum {minima[-1]:+6.2f} %; "
+            f"{found['theirs']['median']:8.3f} ms, {median:+6.2f} %; minimum {minimum:+6.2f} %; "
             f"others used {found['ours']['others']:.2f} cores",
             flush=True,
         )
+    if not medians:
+        sys.exit("no quiet round: the machine was busy with other work throughout; run it again when it is not")
     middle = float(np.median(medians))
-    print(f"median of the rounds: medians {middle:+.2f} %, minima {np.median(minima):+.2f} %; the mark is {MARK:g} %")
+    print(
+        f"median of {len(medians)} quiet rounds: medians {middle:+.2f} %, minima {np.median(minima):+.2f} %; the mark is {MARK:g} %"
+    )
     print(f"RESULT difference_percent={middle:.2f}")
 
 
