@@ -3,8 +3,9 @@
 Both run in fresh processes that take turns (A B, B A, ...): same threads, one stream, batch 1, float32, synchronous
 calls, the same length.  benchmark_app times the call of a request whose input is filled already; ours includes handing
 over the images and copying the logits, which is what a user pays for.  The figure is the median over the rounds of
-(our median - its median) / its median; the mark is 2 %.  On a machine that is busy otherwise it is noise: rounds in which
-other processes used more than a tenth of a core are printed but do not count, and without a quiet round there is no result.
+(our median - its median) / its median; the mark is 2 %.  On a machine that is busy otherwise it is noise: rounds in
+which other processes used more than a tenth of a core are printed but do not count, and without a quiet round there is
+no result.
 
     python benchmarks/harness_agreement.py [--model mobilenetv2_100] [--size 224] [--threads 1] [--rounds 9]
 """
@@ -119,7 +120,8 @@ def compare(file: Path, options: argparse.Namespace, folder: Path) -> None:
         sys.exit("no quiet round: the machine was busy with other work throughout; run it again when it is not")
     middle = float(np.median(medians))
     print(
-        f"median of {len(medians)} quiet rounds: medians {middle:+.2f} %, minima {np.median(minima):+.2f} %; the mark is {MARK:g} %"
+        f"median of {len(medians)} quiet rounds: medians {middle:+.2f} %, minima {np.median(minima):+.2f} %; "
+        f"the mark is {MARK:g} %"
     )
     print(f"RESULT difference_percent={middle:.2f}")
 
