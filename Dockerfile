@@ -1,17 +1,21 @@
-# Images for running iekd-compress.
+# Images for running iekd-compress, each as the user `iekd`.
 #
 #   docker build --target cpu -t iekd-compress .
 #   docker run --rm -v "$PWD":/work iekd-compress --teacher resnet50 --student mobilenet --out /work/run
+#   docker build --target gpu --build-arg GPU_BASE=<NVIDIA's tensorrt image> -t iekd-compress:gpu .
+#   docker build --target jetpack --build-arg JETPACK_BASE=<NVIDIA's l4t-jetpack image of the board's release> -t iekd-compress:jetpack .
 #
-#   docker build --target gpu --build-arg GPU_BASE=<an image with CUDA, TensorRT and Python 3.10 or later> -t iekd-compress:gpu .
-#
-# BASE may be any Debian or Ubuntu image whose Python is 3.10 or later, or that has none: then the distribution's is installed.
+# /work must be writable by uid 1000; others add `--user "$(id -u):$(id -g)" -e HOME=/tmp`.
+# Behind a mirror, pip's own configuration goes along without becoming a part of the image: `--secret id=pip.conf,src=$HOME/.config/pip/pip.conf`.
+# A base is any Debian or Ubuntu image whose Python is 3.10 or later, or that has none: then the distribution's is installed.
 
 ARG BASE=python:3.12-slim-bookworm
+# These two have no default: which one fits is a matter of the driver, or of the JetPack on the board.
 ARG GPU_BASE=scratch
+ARG JETPACK_BASE=scratch
 
 # ---------------------------------------------------------------- the package's files, and nothing else
-FROM ${BASE} AS source
+FROM scratch AS source
 COPY pyproject.toml README.md /src/
 COPY src /src/src
 COPY compress /src/compress
@@ -20,28 +24,59 @@ COPY models /src/models
 
 # ---------------------------------------------------------------- CPU: ONNX Runtime
 FROM ${BASE} AS cpu
-RUN command -v python3 >/dev/null && python3 -m venv --help >/dev/null 2>&1 || \
+RUN python3 -c 'import ensurepip' 2>/dev/null || \
     { apt-get update && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates && \
       rm -rf /var/lib/apt/lists/*; }
+# PyTorch's default wheels bring 4 GB of CUDA libraries; its index of CPU wheels (pytorch.org, "Get started") spares them.
+ARG TORCH_INDEX=
 RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
-    python3 -m venv /opt/iekd && /opt/iekd/bin/pip install --no-cache-dir '/src[cpu]'
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python3 -m venv /opt/iekd && \
+    { [ -z "$TORCH_INDEX" ] || /opt/iekd/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision; } && \
+    /opt/iekd/bin/pip install --no-cache-dir '/src[cpu]'
 RUN useradd --create-home --uid 1000 iekd
 USER iekd
 WORKDIR /home/iekd
 ENV PATH=/opt/iekd/bin:$PATH PYTHONUNBUFFERED=1
-HEALTHCHECK --interval=1m --timeout=10s CMD ["iekd-compress", "doctor"]
+HEALTHCHECK --interval=1m --timeout=30s CMD ["iekd-compress", "doctor"]
 ENTRYPOINT ["iekd-compress"]
 CMD ["--help"]
 
 # ---------------------------------------------------------------- GPU: onnxruntime-gpu, and the TensorRT of the base image
 FROM ${GPU_BASE} AS gpu
+RUN python3 -c 'import ensurepip' 2>/dev/null || \
+    { apt-get update && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates && \
+      rm -rf /var/lib/apt/lists/*; }
 RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv --system-site-packages /opt/iekd && \
+    /opt/iekd/bin/python -c 'import importlib.util, sys; importlib.util.find_spec("tensorrt") or sys.exit("GPU_BASE has no TensorRT for python3")' && \
     /opt/iekd/bin/pip install --no-cache-dir /src 'onnxruntime-gpu>=1.22'
 RUN useradd --create-home iekd
 USER iekd
 WORKDIR /home/iekd
 ENV PATH=/opt/iekd/bin:$PATH PYTHONUNBUFFERED=1
-HEALTHCHECK --interval=1m --timeout=10s CMD ["iekd-compress", "doctor"]
+HEALTHCHECK --interval=1m --timeout=30s CMD ["iekd-compress", "doctor"]
+ENTRYPOINT ["iekd-compress"]
+CMD ["--help"]
+
+# ---------------------------------------------------------------- JetPack: the board's own TensorRT, ONNX Runtime on its CPU
+FROM ${JETPACK_BASE} AS jetpack
+RUN python3 -c 'import ensurepip' 2>/dev/null || \
+    { apt-get update && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates && \
+      rm -rf /var/lib/apt/lists/*; }
+# NVIDIA's index of PyTorch wheels for this JetPack; without it PyTorch's own wheel comes, which on JetPack 6 knows the CPU only.
+ARG TORCH_INDEX=
+RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
+    --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    python3 -m venv --system-site-packages /opt/iekd && \
+    /opt/iekd/bin/python -c 'import importlib.util, sys; importlib.util.find_spec("tensorrt") or sys.exit("JETPACK_BASE has no TensorRT for python3")' && \
+    { [ -z "$TORCH_INDEX" ] || /opt/iekd/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision; } && \
+    /opt/iekd/bin/pip install --no-cache-dir '/src[cpu]'
+RUN useradd --create-home --groups video iekd
+USER iekd
+WORKDIR /home/iekd
+ENV PATH=/opt/iekd/bin:$PATH PYTHONUNBUFFERED=1
+HEALTHCHECK --interval=1m --timeout=30s CMD ["iekd-compress", "doctor"]
 ENTRYPOINT ["iekd-compress"]
 CMD ["--help"]

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint types unit clean gpu-test
+.PHONY: demo test lint types unit clean gpu-test image-test
 
 demo: $(VENV)/installed
 	$(BIN)/iekd-compress --teacher resnet50 --student mobilenet
@@ -26,6 +26,10 @@ unit: $(VENV)/installed-dev
 
 gpu-test: $(VENV)/installed-dev
 	$(PYTEST) -m "gpu or tensorrt"
+
+# Builds the Dockerfile's CPU stage and runs the main job in it; needs root, debootstrap, buildah and 25 GB.
+image-test:
+	tools/image-test.sh
 
 # pip reads pyproject.toml; a stamp file says for which version of it the environment was made.
 $(VENV)/bin/python:

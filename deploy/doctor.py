@@ -1,16 +1,30 @@
-"""What this machine can do, and the exact command for each part that is missing.  Nothing heavy is imported."""
+"""What this machine can do, and the exact command for each part that is missing.
+
+No package is imported to be asked: their metadata and files are read, so the answer comes in a fraction of a second.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from iekd.deploy import machine
+
+GIB = 2**30
+LEAST_MEMORY = 8 * GIB
+"""Memory and swap together, below which building an engine runs out of memory on boards (ultralytics issue 19614)."""
+TENSORRT_LEAST = (10, 3)
+L4T_LEAST = (36, 4)
+ROOT = Path("/")
 
 
 class Finding(NamedTuple):
@@ -21,97 +35,269 @@ class Finding(NamedTuple):
     detail: str
     fix: str = ""
     """The command that brings it, where it is missing."""
+    required: bool = False
+    """Without it no job can run."""
+
+
+class Answer(NamedTuple):
+    """What a command said; ``status`` is None where it does not exist or did not end in time."""
+
+    status: int | None
+    text: str
 
 
 def examine() -> list[Finding]:
     """Look at this machine; never raises."""
-    jetpack = _jetpack()
-    checks: tuple[Callable[[], Finding], ...] = (
-        _machine,
-        _torch,
-        _onnxruntime,
-        _gpu,
-        _cuda,
-        lambda: _tensorrt(on_jetson=jetpack is not None),
-    )
-    findings = [check() for check in checks]
-    if jetpack is not None:
-        findings += [Finding("JetPack", "ok", jetpack), _power_mode()]
+    release = machine.l4t(_read("etc/nv_tegra_release"))
+    gpu = _gpu()
+    has_gpu = gpu.status == "ok"
+    driver_cuda = _driver_cuda()
+    findings = [
+        _machine(),
+        _memory(),
+        _torch(has_gpu=has_gpu, driver_cuda=driver_cuda),
+        _onnxruntime(wants_cuda=has_gpu and release is None),
+        _openvino(),
+        gpu,
+        _cuda(driver_cuda),
+        _tensorrt(has_gpu=has_gpu, on_jetson=release is not None),
+    ]
+    if release is not None:
+        findings += [_jetpack(release), _power_mode()]
     return findings
 
 
+def healthy(findings: Iterable[Finding]) -> bool:
+    """Whether a job can run at all: PyTorch and a runtime are here."""
+    return not any(finding.required and finding.status == "missing" for finding in findings)
+
+
 def _machine() -> Finding:
+    text = _read("proc/cpuinfo")
+    name = machine.cpu_name(text) or _board() or platform.machine()
+    sets = ", ".join(machine.instruction_sets(text)) or "no instructions for INT8 or BF16"
     cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return Finding(
-        "machine", "info", f"{platform.machine()}, {cores} cores, {memory:.0f} GiB, Python {platform.python_version()}"
-    )
+    return Finding("machine", "info", f"{name}, {cores} cores, {sets}; Python {platform.python_version()}")
 
 
-def _torch() -> Finding:
+def _memory() -> Finding:
+    known = machine.memory(_read("proc/meminfo"))
+    if "MemTotal" not in known:
+        return Finding("memory", "info", "unknown: /proc/meminfo does not say")
+    total, swap = known["MemTotal"], known.get("SwapTotal", 0)
+    parts = [f"{total / GIB:.1f} GiB", f"swap {swap / GIB:.1f} GiB" if swap else "no swap"]
+    if "MemAvailable" in known:
+        parts.insert(1, f"{known['MemAvailable'] / GIB:.1f} available")
+    limit = _read("sys/fs/cgroup/memory.max") or _read("sys/fs/cgroup/memory/memory.limit_in_bytes")
+    if limit.strip().isdigit() and int(limit) < total:
+        total = int(limit)
+        parts.insert(1, f"this container may use {total / GIB:.1f}")
+    if total + swap >= LEAST_MEMORY:
+        return Finding("memory", "ok", ", ".join(parts))
+    size = -(-(LEAST_MEMORY - total - swap) // GIB)
+    file = "/swapfile"
+    fix = f"sudo fallocate -l {size}G {file} && sudo chmod 600 {file} && sudo mkswap {file} && sudo swapon {file}"
+    return Finding("memory", "missing", ", ".join(parts) + ": little for building engines", fix)
+
+
+def _torch(*, has_gpu: bool, driver_cuda: tuple[int, int] | None) -> Finding:
     version = _version("torch")
     if version is None:
-        return Finding("PyTorch", "missing", "not installed", "pip install iekd-compress")
-    return Finding("PyTorch", "ok", f"{version}, timm {_version('timm') or 'missing'}")
-
-
-def _onnxruntime() -> Finding:
-    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
-    if cpu and gpu:
+        return Finding("PyTorch", "missing", "not installed", "pip install iekd-compress", required=True)
+    built = re.search(r"^cuda\b[^=]*=\s*['\"](\d+)\.(\d+)", _package_text("torch", "version.py"), re.MULTILINE)
+    detail = (
+        f"{version}, {f'for CUDA {built[1]}.{built[2]}' if built else 'CPU only'}, timm {_version('timm') or 'missing'}"
+    )
+    if has_gpu and built is None:
         return Finding(
-            "ONNX Runtime",
-            "missing",
-            "onnxruntime and onnxruntime-gpu are both installed; they overwrite one another",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'iekd-compress[gpu]'",
+            "PyTorch", "missing", f"{detail}: it does not use the GPU", "pip install --force-reinstall torch"
         )
-    if cpu or gpu:
-        return Finding("ONNX Runtime", "ok", f"{cpu or gpu} ({'CUDA' if gpu else 'CPU'} package)")
-    return Finding("ONNX Runtime", "missing", "not installed", "pip install 'iekd-compress[cpu]'")
+    if built and driver_cuda and int(built[1]) > driver_cuda[0]:
+        fix = f"update NVIDIA's driver to one for CUDA {built[1]}, or install PyTorch for CUDA {driver_cuda[0]}"
+        return Finding("PyTorch", "missing", f"{detail}: the driver takes CUDA {_dotted(driver_cuda)} at most", fix)
+    return Finding("PyTorch", "ok", detail, required=True)
+
+
+def _onnxruntime(*, wants_cuda: bool) -> Finding:
+    names = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-rocm")
+    packages = {name: version for name in names if (version := _version(name))}
+    to_gpu = f"pip uninstall -y {' '.join(packages)} && pip install 'iekd-compress[gpu]'"
+    if not packages:
+        extra = "gpu" if wants_cuda else "cpu"
+        fix = f"pip install 'iekd-compress[{extra}]'"
+        return Finding("ONNX Runtime", "missing", "not installed", fix, required=True)
+    if len(packages) > 1:
+        detail = f"{' and '.join(packages)} are installed; they overwrite one another"
+        fix = to_gpu if wants_cuda else to_gpu.replace("[gpu]", "[cpu]")
+        return Finding("ONNX Runtime", "missing", detail, fix, required=True)
+    ((name, version),) = packages.items()
+    providers = _providers()
+    detail = f"{version} ({name}), providers: {', '.join(providers)}"
+    if wants_cuda and "CUDA" not in providers:
+        return Finding("ONNX Runtime", "missing", f"{detail}: it does not use the GPU", to_gpu)
+    return Finding("ONNX Runtime", "ok", detail)
+
+
+def _providers() -> list[str]:
+    """Execution providers for which the installed ONNX Runtime brings a library."""
+    known = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO", "rocm": "ROCm", "migraphx": "MIGraphX"}
+    folder = _package("onnxruntime")
+    present = (
+        {path.stem.rpartition("_")[2] for path in (folder / "capi").glob("libonnxruntime_providers_*.so")}
+        if folder
+        else ()
+    )
+    return ["CPU", *(name for key, name in known.items() if key in present)]
+
+
+def _openvino() -> Finding:
+    version = _version("openvino")
+    if version:
+        return Finding("OpenVINO", "ok", version)
+    if platform.machine() != "x86_64":
+        return Finding("OpenVINO", "info", "not installed; it is for x86")
+    return Finding("OpenVINO", "missing", "not installed; it is for x86 edge boxes", "pip install openvino")
 
 
 def _gpu() -> Finding:
-    query = "name,compute_cap,driver_version,memory.total"
-    answer = _run("nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader")
-    if answer:
-        name, sm, driver, memory = (part.strip() for part in answer.splitlines()[0].split(",", 3))
-        return Finding("GPU", "ok", f"{name}, SM {sm}, driver {driver}, {memory}")
-    board = _read("/proc/device-tree/model")
-    if board.startswith("NVIDIA"):
-        return Finding("GPU", "ok", board.strip("\0\n"))
-    return Finding("GPU", "missing", "no NVIDIA GPU or no driver", "needed for TensorRT only; install NVIDIA's driver")
+    board = _board()
+    answer = _run("nvidia-smi", f"--query-gpu={machine.GPU_QUERY}", "--format=csv,noheader")
+    found = machine.gpus(answer.text) if answer.status == 0 else []
+    sm_of_board = next((sm for name, sm in machine.BOARD_SM.items() if name in board), "")
+    if not found and sm_of_board:
+        return Finding("GPU", "ok", f"{board}, SM {sm_of_board}")
+    if found:
+        rows = []
+        for gpu in found:
+            parts = [gpu.name if not sm_of_board else board, f"SM {gpu.sm or sm_of_board or 'unknown'}"]
+            rows.append(
+                ", ".join([*parts, *([f"driver {gpu.driver}"] if gpu.driver else []), *filter(None, [gpu.memory])])
+            )
+        counted = [f"{rows.count(row)} x {row}" if rows.count(row) > 1 else row for row in dict.fromkeys(rows)]
+        return Finding("GPU", "ok", "; ".join(counted))
+    return _no_gpu(answer)
 
 
-def _cuda() -> Finding:
-    answer = _run("nvcc", "--version")
-    release = re.search(r"release ([\d.]+)", answer)
-    if release:
-        return Finding("CUDA toolkit", "info", release.group(1))
-    return Finding("CUDA toolkit", "info", "no nvcc; the wheels of torch and TensorRT bring their own libraries")
-
-
-def _tensorrt(*, on_jetson: bool) -> Finding:
-    version = _version("tensorrt")
-    if version is None:
-        fix = "sudo apt-get install nvidia-jetpack" if on_jetson else "pip install 'iekd-compress[gpu]'"
-        return Finding("TensorRT", "missing", "not installed", fix)
-    if tuple(int(part) for part in version.split(".")[:2]) < (10, 3):
+def _no_gpu(answer: Answer) -> Finding:
+    """Why nvidia-smi named no GPU."""
+    first = next(iter(answer.text.splitlines()), "")
+    if "version mismatch" in answer.text:
+        return Finding("GPU", "missing", first, "sudo reboot    # the driver was updated under the running one")
+    if "couldn't communicate" in answer.text:
         return Finding(
-            "TensorRT", "missing", f"{version} is too old", "10.3 or later: JetPack 6.1, or pip install -U tensorrt"
+            "GPU", "missing", first, "sudo modprobe nvidia || sudo apt-get install --reinstall 'nvidia-dkms-*'"
         )
-    return Finding("TensorRT", "ok", version)
+    if "not a valid field" in answer.text:
+        return Finding("GPU", "missing", "a driver too old to tell the compute capability", _driver_install())
+    if _nvidia_on_pci():
+        inside = (ROOT / ".dockerenv").exists() or (ROOT / "run/.containerenv").exists()
+        fix = "docker run --gpus all ..." if inside else _driver_install()
+        return Finding("GPU", "missing", f"an NVIDIA GPU without a working driver {first}".rstrip(), fix)
+    if answer.status is None and answer.text:
+        return Finding("GPU", "missing", answer.text, "nvidia-smi    # by hand; a GPU that hangs needs a reboot")
+    return Finding("GPU", "info", "no NVIDIA GPU; CUDA and TensorRT need one")
 
 
-def _jetpack() -> str | None:
-    """L4T release of a Jetson, or None elsewhere."""
-    text = _read("/etc/nv_tegra_release")
-    found = re.search(r"R(\d+).*?REVISION:\s*([\d.]+)", text)
-    return f"L4T {found.group(1)}.{found.group(2)}" if found else None
+def _nvidia_on_pci() -> bool:
+    """Whether a display controller (class 03) of NVIDIA (vendor 10de) is on the bus."""
+    devices = (ROOT / "sys/bus/pci/devices").glob("*") if (ROOT / "sys/bus/pci/devices").is_dir() else ()
+    return any(
+        _text(device / "vendor").strip() == "0x10de" and _text(device / "class").startswith("0x03")
+        for device in devices
+    )
+
+
+def _driver_install() -> str:
+    ubuntu = re.search(r"^ID=\"?ubuntu", _read("etc/os-release"), re.MULTILINE)
+    return (
+        "sudo ubuntu-drivers install && sudo reboot" if ubuntu else "sudo apt-get install nvidia-driver && sudo reboot"
+    )
+
+
+def _driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
+    """The latest CUDA that the driver takes; asked of its library, which needs no initialisation for that."""
+    number = ctypes.c_int(0)
+    try:
+        if ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(number)) != 0 or number.value <= 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return number.value // 1000, number.value % 1000 // 10
+
+
+def _cuda(driver_cuda: tuple[int, int] | None) -> Finding:
+    beside = ROOT / "usr/local/cuda/bin/nvcc"
+    release = re.search(r"release ([\d.]+)", _run("nvcc" if shutil.which("nvcc") else str(beside), "--version").text)
+    driver = f"the driver takes {_dotted(driver_cuda)}" if driver_cuda else "no driver"
+    toolkit = (
+        f"toolkit {release[1]}"
+        if release
+        else "no toolkit, which only building needs: the wheels bring their libraries"
+    )
+    return Finding("CUDA", "info", f"{driver}; {toolkit}")
+
+
+def _tensorrt(*, has_gpu: bool, on_jetson: bool) -> Finding:
+    version = next(filter(None, map(_version, ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"))), None)
+    if version is None:  # a Debian package may come without metadata
+        stated = re.search(r"^__version__\s*=\s*['\"]([\d.]+)", _package_text("tensorrt", "__init__.py"), re.MULTILINE)
+        version = stated[1] if stated else None
+    if version is not None:
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+        if numbers >= TENSORRT_LEAST:
+            return Finding("TensorRT", "ok", version)
+        fix = "flash JetPack 6.1 or later" if on_jetson else "pip install --upgrade tensorrt"
+        return Finding("TensorRT", "missing", f"{version} is too old, {_dotted(TENSORRT_LEAST)} is the least", fix)
+    if any((ROOT / "usr/lib").glob("python3*/dist-packages/tensorrt")):
+        fix = "python3 -m venv --system-site-packages .venv && .venv/bin/pip install 'iekd-compress[cpu]'"
+        return Finding("TensorRT", "missing", "the system has it, this environment does not see it", fix)
+    if on_jetson:
+        return Finding(
+            "TensorRT", "missing", "not installed", "sudo apt-get update && sudo apt-get install nvidia-jetpack"
+        )
+    if not has_gpu:
+        return Finding("TensorRT", "info", "not installed; without a GPU it is of no use")
+    return Finding(
+        "TensorRT", "missing", "not installed", "pip uninstall -y onnxruntime && pip install 'iekd-compress[gpu]'"
+    )
+
+
+def _jetpack(release: tuple[int, ...]) -> Finding:
+    package = _run("dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack")
+    version = package.text.partition("+")[0] if package.status == 0 and package.text else machine.jetpack(release)
+    detail = f"{version or 'unknown'} (Jetson Linux {_dotted(release)})"
+    if release < L4T_LEAST:
+        return Finding(
+            "JetPack", "missing", f"{detail} is too old", "flash JetPack 6.1 or later, which Orin and Thor take"
+        )
+    return Finding("JetPack", "ok", detail)
 
 
 def _power_mode() -> Finding:
-    answer = _run("nvpmodel", "-q")
-    mode = answer.splitlines()[0].partition(":")[2].strip() if answer else ""
-    return Finding("power mode", "info", mode or "unknown: nvpmodel did not answer")
+    mode = machine.power_mode(_run("nvpmodel", "-q").text)
+    modes = machine.power_modes(_read("etc/nvpmodel.conf"))
+    best = next((name for name in ("MAXN_SUPER", "MAXN") if name in modes), "")
+    if not mode:
+        fix = f"sudo nvpmodel -m {modes[best]}" if best else "sudo nvpmodel -q --verbose"
+        return Finding("power mode", "missing", "unknown: nvpmodel -q names none", fix)
+    if best and mode != best:
+        return Finding(
+            "power mode",
+            "info",
+            f"{mode}; {best} is the fastest",
+            f"sudo nvpmodel -m {modes[best]} && sudo jetson_clocks",
+        )
+    return Finding("power mode", "info", mode)
+
+
+def _board() -> str:
+    """A Jetson's model, or nothing."""
+    model = _read("proc/device-tree/model").strip("\0\n ")
+    return model if model.startswith("NVIDIA") else ""
+
+
+def _dotted(version: Iterable[int]) -> str:
+    return ".".join(map(str, version))
 
 
 def _version(package: str) -> str | None:
@@ -121,17 +307,38 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _run(*command: str) -> str:
-    if shutil.which(command[0]) is None:
-        return ""
+def _package(name: str) -> Path | None:
+    """Folder of an installed package, which is not imported."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _package_text(name: str, file: str) -> str:
+    folder = _package(name)
+    return _text(folder / file) if folder else ""
+
+
+def _run(*command: str) -> Answer:
+    if shutil.which(command[0]) is None:
+        return Answer(None, "")
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=5)
+    except subprocess.TimeoutExpired:
+        return Answer(None, f"{command[0]} did not answer within 5 s")
+    except OSError as error:
+        return Answer(None, f"{command[0]}: {error.strerror}")
+    return Answer(done.returncode, done.stdout.decode(errors="replace").strip())
 
 
 def _read(path: str) -> str:
+    return _text(ROOT / path)
+
+
+def _text(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8", errors="replace")
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
