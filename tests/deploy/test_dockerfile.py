@@ -44,20 +44,54 @@ def test_all_of_the_package_is_copied() -> None:
 
 
 def test_named_extras_exist() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = re.findall(r"/src\[(\w+)\]", TEXT)
-    assert named == ["cpu"]
-    assert set(named) <= extras.keys()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {stage: re.findall(r"/src\[(\w+)\]", " ".join(lines)) for stage, lines in _stages().items()}
+    assert named == {"source": [], "cpu": ["cpu"], "gpu": [], "jetpack": ["cpu"]}
+    assert "cpu" in project["optional-dependencies"]
+    runtime = next(line for line in project["optional-dependencies"]["gpu"] if line.startswith("onnxruntime-gpu"))
+    assert f"'{runtime}'" in " ".join(_stages()["gpu"]), "the image's ONNX Runtime is not the one of [gpu]"
 
 
-@pytest.mark.parametrize("stage", ["cpu", "gpu"])
+@pytest.mark.parametrize("stage", ["cpu", "gpu", "jetpack"])
 def test_images_run_as_a_user_and_know_their_health(stage: str) -> None:
     lines = _stages()[stage]
     assert [line for line in lines if line.startswith("USER ")] == ["USER iekd"]
-    assert any(line.startswith("HEALTHCHECK") and "doctor" in line for line in lines)
-    assert any(line.startswith("ENTRYPOINT") and "iekd-compress" in line for line in lines)
+    assert any(re.match(r"RUN useradd .*\biekd$", line) for line in lines)
+    assert any(line.startswith("HEALTHCHECK") and line.endswith('["iekd-compress", "doctor"]') for line in lines)
+    assert 'ENTRYPOINT ["iekd-compress"]' in lines
 
 
-def test_the_default_base_is_pinned_by_version() -> None:
-    default = next(line for line in LINES if line.startswith("ARG BASE="))
-    assert re.search(r":\d+\.\d+", default)
+@pytest.mark.parametrize("stage", ["cpu", "gpu", "jetpack"])
+def test_pip_s_configuration_is_a_secret_and_its_cache_stays_out(stage: str) -> None:
+    installing = [line for line in _stages()[stage] if "pip install" in line]
+    assert installing
+    for line in installing:
+        assert "--mount=type=secret,id=pip.conf,target=/etc/pip.conf" in line
+        assert line.count("pip install") == line.count("pip install --no-cache-dir")
+
+
+@pytest.mark.parametrize("stage", ["gpu", "jetpack"])
+def test_tensorrt_comes_from_the_base_and_is_checked(stage: str) -> None:
+    text = " ".join(_stages()[stage])
+    assert "--system-site-packages" in text
+    assert text.index('find_spec("tensorrt")') < text.index("pip install")
+
+
+def test_bases_are_build_arguments_and_pinned_by_version() -> None:
+    defaults = dict(re.findall(r"^ARG (\w*BASE)=(\S+)$", TEXT, re.MULTILINE))
+    assert re.search(r":\d+\.\d+", defaults.pop("BASE"))
+    assert defaults == {"GPU_BASE": "scratch", "JETPACK_BASE": "scratch"}, "only the user knows driver and board"
+    froms = re.findall(r"^FROM (\S+) AS", TEXT, re.MULTILINE)
+    assert froms == ["scratch", "${BASE}", "${GPU_BASE}", "${JETPACK_BASE}"]
+
+
+def test_every_build_argument_of_the_comments_exists() -> None:
+    declared = set(re.findall(r"^ARG (\w+)", TEXT, re.MULTILINE))
+    assert set(re.findall(r"--build-arg (\w+)", TEXT)) <= declared
+
+
+def test_the_image_test_builds_what_the_dockerfile_has() -> None:
+    script = (ROOT / "tools" / "image-test.sh").read_text(encoding="utf-8")
+    assert set(re.findall(r"--target (\w+)", script)) <= _stages().keys()
+    assert set(re.findall(r"--build-arg (\w+)", script)) <= set(re.findall(r"^ARG (\w+)", TEXT, re.MULTILINE))
+    assert "image-test:\n\ttools/image-test.sh" in (ROOT / "Makefile").read_text(encoding="utf-8")
