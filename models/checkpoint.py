@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from iekd.errors import InputError
 from iekd.files import atomic_folder, disk_errors, sha256_of
 from iekd.models.preprocessing import Preprocessing
+from iekd.models.pruned import apply_changes
 from iekd.models.registry import Architecture, build
 
-FORMAT = 1
+FORMAT = 2
+"""2: the architecture of a pruned network names its widths; a reader of format 1 would not build them."""
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
 
@@ -94,6 +96,8 @@ def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
         raise InputError(f"{weights} is missing or damaged: its SHA-256 does not fit model.json.", "Make it again.")
     if network is None:
         network = build(architecture, len(classes), preprocessing.size)
+    else:
+        apply_changes(network, architecture.pruned)
     load_state(network, load_file(weights), str(folder))
     return Artefact(network, architecture, classes, preprocessing, description["facts"])
 

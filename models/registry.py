@@ -20,6 +20,7 @@ from iekd.errors import InputError, unknown_name
 from iekd.models import cifar as cifar  # registers its networks with timm
 from iekd.models.aliases import ALIASES
 from iekd.models.ensemble import SEPARATOR, Ensemble, member_names
+from iekd.models.pruned import Changes, apply_changes
 
 _FUNCTION = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
 
@@ -33,11 +34,13 @@ class Architecture:
             ``object`` (a module that the caller built).
         name: the timm name, the function, or the class.
         arguments: keyword arguments beside the class count.
+        pruned: widths that differ from the architecture's own; empty for a network that was not pruned.
     """
 
     kind: str
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    pruned: Changes = field(default_factory=dict)
 
 
 def is_artefact(text: str) -> bool:
@@ -73,7 +76,7 @@ def ensemble_of(members: list[Architecture]) -> Architecture:
 
 
 def build(architecture: Architecture, classes: int, image_size: int) -> nn.Module:
-    """A network of ``classes`` outputs with fresh weights.
+    """A network of ``classes`` outputs with fresh weights and, where it was pruned, the widths that pruning left.
 
     Raises:
         InputError: the function cannot be imported or does not build a classifier of that many classes, or the
@@ -91,6 +94,7 @@ def build(architecture: Architecture, classes: int, image_size: int) -> nn.Modul
             f"{architecture.name} was given as a Python object, which no file can rebuild.",
             "Give it as package.module:function, or pass the object to iekd.run again.",
         )
+    apply_changes(network, architecture.pruned)
     check_classes(network, architecture.name, classes, image_size)
     return network
 

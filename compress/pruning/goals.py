@@ -1,0 +1,96 @@
+"""How far to prune: a share of the channels, a share of the computation, or a latency that is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+from torch import nn
+
+from iekd.errors import InputError
+
+MOST_RATIO = 0.95
+"""The largest share of channels that a search tries."""
+HALVINGS = 7
+"""Of the interval of ratios: 0.95 / 2**7 is finer than rounding to 8 lets most layers follow."""
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Remove this share of the channels, 0 < value < 1."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _check_share("pruning ratio", self.value)
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Remove at least this share of the multiply-accumulates, 0 < fewer < 1."""
+
+    fewer: float
+
+    def __post_init__(self) -> None:
+        _check_share("share of MACs to remove", self.fewer)
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Remove channels until one image takes at most this long.
+
+    Attributes:
+        milliseconds: the limit.
+        measure: milliseconds of a network on the target, such as :func:`iekd.compress.pruning.latency.onnx_latency`.
+    """
+
+    milliseconds: float
+    measure: Callable[[nn.Module], float]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.milliseconds < math.inf:
+            raise InputError(f"latency goal {self.milliseconds} ms is not a duration.", "Give milliseconds above 0.")
+
+
+Goal: TypeAlias = Ratio | Macs | Latency
+
+
+@dataclass(frozen=True)
+class Trial(Generic[Found]):
+    """One ratio, what pruning by it gives, and the figure that the goal limits."""
+
+    ratio: float
+    result: Found
+    figure: float
+
+
+def least_ratio(attempt: Callable[[float], Trial[Found]], limit: float) -> tuple[Trial[Found] | None, Trial[Found]]:
+    """Bisect for the smallest ratio whose figure is at most ``limit``.
+
+    Args:
+        attempt: prunes by a ratio and tells the figure, which falls as the ratio rises.
+        limit: what the figure must not exceed.
+
+    Returns:
+        The best trial that meets the limit (None where even the largest ratio does not), and the largest ratio's.
+    """
+    most = best = attempt(MOST_RATIO)
+    if most.figure > limit:
+        return None, most
+    low, high = 0.0, MOST_RATIO
+    for _ in range(HALVINGS):
+        trial = attempt((low + high) / 2)
+        if trial.figure <= limit:
+            best, high = trial, trial.ratio
+        else:
+            low = trial.ratio
+    return best, most
+
+
+def _check_share(what: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise InputError(f"{what} {value:g} is outside (0, 1).", "Give a share such as 0.5.")

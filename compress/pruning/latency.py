@@ -1,0 +1,73 @@
+"""What pruning gained, measured on the files that would ship rather than counted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from iekd.deploy.backends import get_backend
+from iekd.deploy.benchmark import LatencyRun, measure_latency
+from iekd.deploy.export import export_onnx
+from iekd.models.preprocessing import Preprocessing
+
+
+def measure_networks(
+    networks: Mapping[str, nn.Module],
+    *,
+    image_size: int,
+    classes: int,
+    backend: str = "onnxruntime",
+    threads: int = 1,
+    seconds: float = 1.0,
+) -> LatencyRun:
+    """Export each network and measure all of them in one interleaved run, one image a call.
+
+    Args:
+        networks: by name; of the same input and classes.
+        image_size: height and width, pixels.
+        classes: how many logits they put out.
+        backend: a name of :data:`iekd.deploy.backends.BACKENDS` that opens ONNX files.
+        threads: of the session.
+        seconds: measured for each.
+    """
+    runtime = get_backend(backend)
+    names = tuple(str(number) for number in range(classes))
+    noise = np.random.default_rng(0).standard_normal((16, 3, image_size, image_size)).astype(np.float32)
+    sessions = {}
+    with tempfile.TemporaryDirectory(prefix="iekd-prune-") as text:
+        folder = Path(text)
+        try:
+            for name, network in networks.items():
+                path = folder / f"{name}.onnx"
+                export_onnx(network, path, preprocessing=Preprocessing(size=image_size), classes=names, name=name)
+                sessions[name] = runtime.load(path, threads=threads)
+            return measure_latency(sessions, noise, folder=folder, seconds=seconds)
+        finally:
+            for session in sessions.values():
+                session.close()
+
+
+def onnx_latency(
+    *, image_size: int, classes: int, backend: str = "onnxruntime", threads: int = 1, seconds: float = 1.0
+) -> Callable[[nn.Module], float]:
+    """A measure for the goal :class:`~iekd.compress.pruning.goals.Latency`: median milliseconds of the exported file.
+
+    The arguments are those of :func:`measure_networks`.
+    """
+
+    def measure(network: nn.Module) -> float:
+        run = measure_networks(
+            {"network": network},
+            image_size=image_size,
+            classes=classes,
+            backend=backend,
+            threads=threads,
+            seconds=seconds,
+        )
+        return run.latency["network"].median.value
+
+    return measure
