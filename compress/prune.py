@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from iekd.compress.pruning.task import Attempt, PruningTask, refresh_facts
 from iekd.compress.pruning.widths import choose_cuts
 from iekd.deploy.results import Interval
 from iekd.errors import InputError, unknown_name
+from iekd.models.checkpoint import load_artefact, save_artefact
 from iekd.models.pruned import Changes, describe_changes, merge_changes
 from iekd.models.registry import Architecture, count_parameters
 
 SCOPES = ("uniform", "global")
 HEADS = ("narrow", "remove")
 
-__all__ = ["Latency", "Macs", "PruneResult", "Ratio", "describe_gain", "prune"]
+__all__ = ["Latency", "Macs", "PruneResult", "Ratio", "describe_gain", "prune", "prune_artefact"]
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,30 @@ def prune(
         parameters_before=count_parameters(network),
         parameters_after=count_parameters(pruned),
     )
+
+
+def prune_artefact(source: Path, target: Path, *, goal: Goal, **options: Any) -> PruneResult:
+    """Prune the network in one artefact into another, which is a student like any (``--student TARGET``).
+
+    Args:
+        source: an artefact, such as ``RUN/student``.
+        target: where the pruned one goes; its facts hold the history of every pruning so far, and no accuracy.
+        goal: as in :func:`prune`.
+        options: the other arguments of :func:`prune`, but for the image size, which the artefact knows.
+
+    Raises:
+        InputError: as :func:`prune` does, or ``source`` is not a readable artefact.
+    """
+    artefact = load_artefact(source)
+    result = prune(artefact.network, image_size=artefact.preprocessing.size, goal=goal, **options)
+    pruned = dataclasses.replace(
+        artefact,
+        network=result.network,
+        architecture=result.architecture(artefact.architecture),
+        facts={"pruning": [*artefact.facts.get("pruning", []), result.history]},
+    )
+    save_artefact(target, pruned)
+    return result
 
 
 def describe_gain(result: PruneResult, before: Interval, after: Interval, speedup: Interval) -> str:

@@ -83,7 +83,7 @@ def inspect_family(network: nn.Module, image: Tensor) -> Family:
     rigid: list[str] = []
     for name, module in network.named_modules():
         if _is_common_attention(module):
-            attention[module.qkv] = Attention(name, module, int(module.head_dim))  # type: ignore[index,arg-type]
+            attention[module.qkv] = Attention(name, module, int(module.head_dim))
         elif isinstance(getattr(module, "num_heads", None), int) or _multiplies_channels(module):
             rigid.append(name)
     outputs = _output_layers(network, image)
@@ -105,7 +105,7 @@ def _multiplies_channels(module: nn.Module) -> bool:
 
 
 def _is_common_attention(module: nn.Module) -> bool:
-    from timm.models.vision_transformer import Attention as TimmAttention
+    from timm.models.vision_transformer import Attention as TimmAttention  # type: ignore[attr-defined]
 
     return (
         type(module) is TimmAttention
@@ -122,7 +122,7 @@ def _is_mlp(module: nn.Module) -> bool:
 def _hidden_layers(mlp: nn.Module) -> set[nn.Module]:
     """The layers of an MLP whose outputs stay inside it: all but those of ``fc2``."""
     inner: Iterable[nn.Module] = mlp.modules()
-    return set(inner) - set(mlp.fc2.modules())  # type: ignore[union-attr,operator]
+    return set(inner) - set(mlp.fc2.modules())  # type: ignore[union-attr]
 
 
 def _output_layers(network: nn.Module, image: Tensor) -> list[nn.Module]:
@@ -130,7 +130,9 @@ def _output_layers(network: nn.Module, image: Tensor) -> list[nn.Module]:
     if hasattr(network, "get_classifier"):
         found = network.get_classifier()  # type: ignore[operator]
         classifiers = found if isinstance(found, tuple) else (found,)
-        layers = [layer for classifier in classifiers for layer in classifier.modules() if isinstance(layer, LAYERS)]
+        layers: list[nn.Module] = [
+            layer for classifier in classifiers for layer in classifier.modules() if isinstance(layer, LAYERS)
+        ]
         if layers:
             return layers
     order: list[nn.Module] = []

@@ -191,7 +191,7 @@ def _from_projection(graph: Any, group: Any, projection: nn.Module) -> Any:
     """The attention's group seen from the input of its output projection, where a head is one run of channels."""
     for entry in group:
         if entry.dep.target.module is projection and graph.is_in_channel_pruning_fn(entry.dep.handler):
-            return graph.get_pruning_group(projection, entry.dep.handler, list(range(projection.in_features)))  # type: ignore[arg-type]
+            return graph.get_pruning_group(projection, entry.dep.handler, list(range(projection.in_features)))
     raise ValueError("the attention's projections are not connected")
 
 

@@ -1,0 +1,235 @@
+"""Goals, criteria and what is refused, on networks that prune in a moment."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from iekd.compress.prune import Latency, Macs, PruneResult, Ratio, describe_gain, prune, prune_artefact
+from iekd.compress.pruning.criteria import CRITERIA
+from iekd.compress.pruning.latency import measure_networks, onnx_latency
+from iekd.deploy.results import Interval
+from iekd.errors import InputError
+from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
+from iekd.models.preprocessing import Preprocessing
+from iekd.models.pruned import apply_changes
+from iekd.models.registry import Architecture, build, count_macs
+
+
+class Small(nn.Module):
+    """Two convolutions and a classifier."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.second = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.head = nn.Linear(2 * width, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.second(self.norm(self.first(images)).relu()).relu()
+        logits: Tensor = self.head(features.mean((2, 3)))
+        return logits
+
+
+@pytest.fixture
+def network() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    return [(torch.randn(8, 3, 32, 32), torch.randint(0, 4, (8,))) for _ in range(2)]
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+@pytest.mark.parametrize("criterion", sorted(CRITERIA))
+def test_each_criterion_prunes(network: Small, criterion: str, scope: str) -> None:
+    result = prune(network, image_size=32, goal=Ratio(0.5), criterion=criterion, scope=scope, batches=batches())
+    assert result.macs_after < result.macs_before
+    assert result.network(torch.randn(2, 3, 32, 32)).shape == (2, 4)
+    assert json.loads(json.dumps(result.history)) == result.history
+    assert network.first.out_channels == 32
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("criterion", ["group-norm", "magnitude", "bn-scale", "taylor"])
+def test_the_channels_that_matter_least_go(network: Small, criterion: str) -> None:
+    """Half of the first layer's channels are made unimportant to every criterion, and exactly they go."""
+    with torch.no_grad():
+        for tensor in (network.first.weight, network.norm.weight, network.norm.bias):
+            tensor[::2] *= 1e-4
+        network.second.weight[:, ::2] *= 1e-4
+    result = prune(network, image_size=32, goal=Ratio(0.5), criterion=criterion, batches=batches())
+    assert torch.equal(result.network.first.weight, network.first.weight[1::2])  # type: ignore[union-attr,arg-type]
+    assert torch.equal(result.network.norm.running_var, network.norm.running_var[1::2])  # type: ignore[union-attr,arg-type]
+
+
+@pytest.mark.parametrize(("round_to", "expected"), [(1, 19), (8, 16), (16, 16), (32, 32)])
+def test_widths_are_rounded_to_the_nearest_multiple(network: Small, round_to: int, expected: int) -> None:
+    result = prune(network, image_size=32, goal=Ratio(0.4), round_to=round_to)
+    assert result.network.first.out_channels == expected
+
+
+def test_global_ranking_leaves_every_layer_a_tenth(network: Small) -> None:
+    with torch.no_grad():
+        for part in (network.first, network.norm):
+            part.weight[1:] *= 1e-3  # one strong channel: all others look useless
+        network.second.weight[:, 1:] *= 1e-3
+    result = prune(network, image_size=32, goal=Ratio(0.3), scope="global", round_to=1)
+    assert result.network.first.out_channels >= 3
+
+
+def test_frozen_and_evaluated_networks_are_pruned_and_stay_so(network: Small) -> None:
+    network.eval().requires_grad_(False)
+    with torch.no_grad():
+        result = prune(network, image_size=32, goal=Ratio(0.5))
+    assert result.network.first.out_channels == 16
+    assert not result.network.training
+    assert not any(parameter.requires_grad for parameter in result.network.parameters())
+
+
+def test_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prune(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=1), image_size=32,
+              goal=Ratio(0.5))  # fmt: skip
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_attention_is_narrowed_or_loses_heads() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=2)
+    for heads, expected in (("narrow", (3, 32)), ("remove", (2, 64))):
+        pruned = prune(vit, image_size=32, goal=Ratio(0.5), heads=heads)
+        attention = pruned.network.blocks[0].attn  # type: ignore[union-attr,index]
+        assert (attention.num_heads, attention.head_dim) == expected
+        assert pruned.changes["blocks.0.attn"]["attributes"]["attn_dim"] == expected[0] * expected[1]
+
+
+def test_latency_goal_is_met_by_measurement(network: Small) -> None:
+    seen = []
+
+    def measure(candidate: nn.Module) -> float:
+        seen.append(count_macs(candidate, 32))
+        return seen[-1] / 1e5
+
+    goal = Latency(0.5 * count_macs(network, 32) / 1e5, measure)
+    result = prune(network, image_size=32, goal=goal)
+    assert measure(result.network) <= goal.milliseconds
+    assert len(set(seen)) > 2
+    assert result.history["goal"] == {"milliseconds": goal.milliseconds}
+
+
+def test_latency_is_that_of_the_exported_file(network: Small) -> None:
+    assert onnx_latency(image_size=32, classes=4, seconds=0.05)(network) > 0
+    pruned = prune(network, image_size=32, goal=Ratio(0.5))
+    run = measure_networks({"a": network, "b": pruned.network}, image_size=32, classes=4, seconds=0.05)
+    text = describe_gain(pruned, run.latency["a"].median, run.latency["b"].median, run.ratio("a", "b"))
+    assert "MACs" in text
+
+
+def test_a_pruned_network_that_is_not_faster_says_so(network: Small) -> None:
+    result = prune(network, image_size=32, goal=Ratio(0.5))
+    one, two = Interval(value=1, low=1, high=1), Interval(value=2, low=1.9, high=2.1)
+    assert describe_gain(result, two, one, two).startswith("2.00 [1.90, 2.10] times faster: latency 2 -> 1 ms; MACs")
+    doubtful = Interval(value=1.02, low=0.98, high=1.06)
+    assert describe_gain(result, one, one, doubtful).startswith("not faster (1.02 [0.98, 1.06] times the speed)")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_ratios_outside_the_open_interval_are_refused(value: float) -> None:
+    for goal in (Ratio, Macs):
+        with pytest.raises(InputError, match=r"outside \(0, 1\)"):
+            goal(value)
+    with pytest.raises(InputError, match="not a duration"):
+        Latency(-value if value > 0 else value, lambda _network: 1.0)
+
+
+def refuse(message: str, network: nn.Module, **options: object) -> None:
+    before = copy.deepcopy(network.state_dict())
+    arguments: dict[str, object] = {"goal": Ratio(0.5), **options}
+    with pytest.raises(InputError, match=message):
+        prune(network, image_size=32, **arguments)  # type: ignore[arg-type]
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_bad_choices_are_refused(network: Small) -> None:
+    refuse("unknown pruning criterion 'magnitud'.*magnitude", network, criterion="magnitud")
+    refuse("unknown pruning scope", network, scope="local")
+    refuse("unknown way to prune attention heads", network, heads="all")
+    refuse("multiples of 0", network, round_to=0)
+    refuse("taylor needs labelled batches", network, criterion="taylor")
+    refuse("has none", timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1), criterion="bn-scale")
+
+
+def test_goals_that_cannot_be_met_are_refused(network: Small) -> None:
+    refuse("nothing to prune in Small: at ratio 0.01 no width changes", network, goal=Ratio(0.01))
+    refuse("cannot be pruned to .* MACs: at the most", network, goal=Macs(0.999))
+    refuse("takes 1 ms already", network, goal=Latency(2.0, lambda _network: 1.0))
+    refuse("cannot be pruned to 0.5 ms", network, goal=Latency(0.5, lambda _network: 1.0))
+
+
+def test_a_network_with_nothing_to_prune_is_refused() -> None:
+    class HeadOnly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.head(images.mean((2, 3)))
+            return logits
+
+    refuse("nothing to prune in HeadOnly", HeadOnly())
+
+
+def test_a_network_that_cannot_be_pruned_is_refused_with_the_layer_s_name(network: Small) -> None:
+    class Stubborn(nn.Module):
+        """Insists on its width."""
+
+        def forward(self, maps: Tensor) -> Tensor:
+            return maps.reshape(-1, 32, 16, 16)
+
+    network.norm = nn.Sequential(nn.BatchNorm2d(32), Stubborn())  # type: ignore[assignment]
+    refuse(r"Small cannot be pruned at layer 'norm\.1': shape", network)
+
+
+def test_an_image_size_that_does_not_fit_names_the_layer() -> None:
+    refuse("cannot be pruned at layer 'patch_embed'", timm.create_model("vit_tiny_patch16_224", depth=1))
+
+
+def test_rigid_attention_leaves_only_hidden_layers_to_prune() -> None:
+    small = {"img_size": 64, "window_size": 2, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 32}
+    swin = timm.create_model("swin_tiny_patch4_window7_224", num_classes=3, **small)
+    result: PruneResult = prune(swin, image_size=64, goal=Ratio(0.5))
+    assert result.history["widths"]
+    assert all(".mlp.fc1" in layer for layer in result.history["widths"])
+
+
+def test_an_artefact_is_pruned_into_another_and_keeps_its_history(tmp_path: Path) -> None:
+    architecture = Architecture("timm", "mobilenetv3_small_050")
+    artefact = Artefact(
+        build(architecture, 3, 32), architecture, ("a", "b", "c"), Preprocessing(size=32), {"accuracy": 0.9}
+    )
+    save_artefact(tmp_path / "a", artefact)
+    first = prune_artefact(tmp_path / "a", tmp_path / "b", goal=Macs(0.3))
+    second = prune_artefact(tmp_path / "b", tmp_path / "c", goal=Ratio(0.3), criterion="magnitude")
+    loaded = load_artefact(tmp_path / "c")
+    assert loaded.facts == {"pruning": [first.history, second.history]}, "the accuracy is not known any more"
+    assert count_macs(loaded.network, 32) == second.macs_after < first.macs_after
+
+
+def test_an_object_of_the_users_own_takes_the_description(network: Small) -> None:
+    result = prune(network, image_size=32, goal=Ratio(0.5))
+    twin = Small()
+    apply_changes(twin, json.loads(json.dumps(result.changes)))
+    twin.load_state_dict(result.network.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(twin.eval()(images), result.network.eval()(images))
