@@ -43,7 +43,7 @@ class PruningTask:
             raise InputError(f"nothing to prune in {type(network).__name__}: it has no weights.")
         image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
         logits = _logits(network, image)
-        return cls(network, image, logits.shape, count_macs(network, image_size))
+        return cls(network, image, logits.shape, count_macs(copy.deepcopy(network), image_size))
 
     @property
     def name(self) -> str:
@@ -75,14 +75,13 @@ class PruningTask:
         Raises:
             InputError: a layer cannot be pruned; the message names it.
         """
-        twin = copy.deepcopy(self.network).eval()
         if not cuts:
-            return Attempt(twin, cuts, self.macs)
+            return Attempt(copy.deepcopy(self.network), cuts, self.macs)
+        twin = copy.deepcopy(self.network).eval()
         attention = inspect_family(twin, self.image).attention.values()
         remove(twin, self.image, cuts)
         for layer in attention:
             layer.settle(whole_heads=any(cut.dimension.whole_blocks for cut in cuts))
-        _restore_modes(self.network, twin)
         logits = _logits(twin, self.image)
         if logits.shape != self.logits:
             raise InputError(
@@ -90,7 +89,9 @@ class PruningTask:
                 f"{tuple(self.logits)} logits.",
                 "Choose another student.",
             )
-        return Attempt(twin, cuts, count_macs(twin, self.image.shape[-1]))
+        macs = count_macs(twin, self.image.shape[-1])
+        _restore_modes(self.network, twin)
+        return Attempt(twin, cuts, macs)
 
 
 @torch.no_grad()

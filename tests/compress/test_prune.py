@@ -96,6 +96,14 @@ def test_frozen_and_evaluated_networks_are_pruned_and_stay_so(network: Small) ->
     assert not any(parameter.requires_grad for parameter in result.network.parameters())
 
 
+def test_each_module_keeps_its_own_mode(network: Small) -> None:
+    network.train().norm.eval()
+    result = prune(network, image_size=32, goal=Ratio(0.5))
+    for module in (network, result.network):
+        assert module.training
+        assert not module.norm.training  # type: ignore[union-attr]
+
+
 def test_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
