@@ -1,0 +1,73 @@
+"""Quantisers of other projects behind one small protocol; which scheme tries which of them is on this page.
+
+None of them is ours.  Why these and not others: docs/decisions/quantisers.md.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from iekd.compress.calibration import Calibration
+from iekd.errors import unknown_name
+
+
+class Quantizer(Protocol):
+    """A way to quantise the model of a calibration: one library, one kind of graph."""
+
+    suffix: str
+    """Of the files: .onnx, or .xml for OpenVINO's own format."""
+    methods: tuple[str, ...]
+    """Calibrations that it can be asked for, of :data:`iekd.compress.calibration.METHODS` or its own."""
+
+    def write(self, path: Path, method: str, kept_float: Collection[str] = ()) -> None:
+        """Write the quantised model, with the layers in ``kept_float`` (names of ONNX nodes) left in float."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a target wants."""
+
+    backend: str
+    """Runs the files for the comparison of accuracy, and of latency where ``timed``."""
+    recipes: tuple[str, ...]
+    """Tried in this order; the best is kept."""
+    timed: bool
+    """The backend is the target's, so that its latency on this machine decides too."""
+    tensorrt: bool
+    """The graph must be one that TensorRT runs as meant."""
+    precision: str
+
+
+SCHEMES = {
+    "int8-x86-onnxruntime": Scheme("onnxruntime", ("ort-u8s8", "ort-u8s8-layers"), True, False, "int8"),
+    "int8-openvino": Scheme("openvino", ("nncf", "ort-u8s8", "ort-s8s8"), True, False, "int8"),
+    "int8-tensorrt": Scheme("onnxruntime", ("ort-s8s8",), False, True, "int8"),
+    "fp8-tensorrt": Scheme("onnxruntime", ("modelopt-fp8",), False, True, "fp8"),
+}
+
+RECIPES = {
+    "ort-u8s8": "onnxruntime:unsigned",
+    "ort-u8s8-layers": "onnxruntime:unsigned_layers",
+    "ort-s8s8": "onnxruntime:symmetric",
+    "nncf": "nncf:Nncf",
+    "modelopt-fp8": "modelopt:Fp8",
+}
+
+
+def make_quantizer(recipe: str, calibration: Calibration) -> Quantizer:
+    """The quantiser of that name for the calibration's model.
+
+    Raises:
+        EnvironmentMissingError: its library is not installed.
+    """
+    if recipe not in RECIPES:
+        raise unknown_name("recipe", recipe, RECIPES)
+    module, _, attribute = RECIPES[recipe].partition(":")
+    maker = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
+    quantizer: Quantizer = maker(calibration)
+    return quantizer

@@ -1,0 +1,113 @@
+"""NNCF on OpenVINO: what Intel's own quantiser makes of the network, in OpenVINO's own format (.xml with .bin).
+
+The ONNX form of the same quantisation runs up to 20 % slower in OpenVINO (docs/decisions/quantisers.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from iekd.compress.calibration import Calibration
+from iekd.compress.quantizers.onnxruntime import is_transformer
+from iekd.errors import EnvironmentMissingError
+
+INSTALL = "pip install 'iekd-compress[quantize]'"
+METADATA = "iekd"
+"""Section of the file's runtime information that holds what our ONNX files hold as metadata."""
+
+
+class Nncf:
+    """See :class:`iekd.compress.quantizers.Quantizer`.  Its methods are NNCF's presets: symmetric, or mixed."""
+
+    suffix = ".xml"
+
+    def __init__(self, calibration: Calibration) -> None:
+        _require()
+        self._calibration = calibration
+        self._transformer = is_transformer(calibration.model)
+        self.methods = ("mixed",) if self._transformer else ("performance", "mixed")
+
+    def write(self, path: Path, method: str, kept_float: Collection[str] = ()) -> None:
+        """See :class:`iekd.compress.quantizers.Quantizer`."""
+        import nncf
+        import openvino
+
+        model = self._float_model()
+        images = self._calibration.images
+        ignored = [name for name in _names(model) if _onnx_name(name) in set(kept_float)]
+        with _quiet():
+            quantized = nncf.quantize(
+                model,
+                nncf.Dataset([image[np.newaxis] for image in images]),
+                preset=nncf.QuantizationPreset(method),
+                model_type=nncf.ModelType.TRANSFORMER if self._transformer else None,
+                subset_size=len(images),
+                ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
+            )
+        for entry in self._calibration.model.metadata_props:
+            quantized.set_rt_info(entry.value, [METADATA, entry.key])
+        quantized.set_rt_info("int8", [METADATA, "precision"])
+        openvino.save_model(quantized, str(path), compress_to_fp16=False)
+
+    def _float_model(self) -> Any:
+        import openvino
+
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "float.onnx"
+            onnx.save(self._calibration.model, str(file))
+            return openvino.Core().read_model(file).clone()
+
+
+def read_ir_metadata(path: Path) -> dict[str, str]:
+    """What :class:`Nncf` recorded in an .xml file, by the keys of our ONNX files' metadata; empty if nothing."""
+    import openvino
+
+    model = openvino.Core().read_model(path)
+    if not model.has_rt_info([METADATA]):
+        return {}
+    return {str(key): str(value) for key, value in model.get_rt_info([METADATA]).value.items()}
+
+
+def _names(model: Any) -> list[str]:
+    return [operator.get_friendly_name() for operator in model.get_ordered_ops()]
+
+
+def _onnx_name(friendly: str) -> str:
+    """OpenVINO splits a layer with bias in two: NAME/WithoutBiases, and NAME, which adds the bias."""
+    return friendly.removesuffix("/WithoutBiases")
+
+
+def _require() -> None:
+    os.environ.setdefault("NNCF_CI", "1")  # no telemetry
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import nncf  # noqa: F401
+            import openvino  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentMissingError("NNCF and OpenVINO are not installed.", INSTALL) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's progress bars and log off the terminal."""
+    logger = logging.getLogger("nncf")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

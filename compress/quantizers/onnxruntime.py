@@ -1,0 +1,152 @@
+"""ONNX Runtime's quantiser: Q/DQ graphs with unsigned activations for x86, symmetric ones for TensorRT and OpenVINO."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from iekd.compress.calibration import METHODS, Calibration
+from iekd.deploy.graph_checks import WEIGHTED, Graph
+from iekd.errors import EnvironmentMissingError
+
+INSTALL = "pip install 'iekd-compress[cpu]'"
+_SYMMETRIC: dict[str, Any] = {
+    "ActivationSymmetric": True,
+    "AddQDQPairToWeight": True,
+    "QuantizeBias": False,
+}
+
+
+class OrtQuantizer:
+    """See :class:`iekd.compress.quantizers.Quantizer`.
+
+    Args:
+        calibration: model and ranges.
+        symmetric: int8 with zero point 0, at the inputs of layers only, so that a layer and what follows it can be
+            fused; else uint8 activations, at inputs and outputs.
+        everything: quantise all operators that ONNX Runtime can, not only those that multiply.
+    """
+
+    suffix = ".onnx"
+    methods = METHODS
+
+    def __init__(self, calibration: Calibration, *, symmetric: bool, everything: bool) -> None:
+        _require()
+        self._calibration = calibration
+        self._symmetric = symmetric
+        self._model: onnx.ModelProto = onnx.shape_inference.infer_shapes(calibration.model)
+        graph = Graph(self._model)
+        self._nodes = {node.name for node in graph.nodes} if everything else {node.name for node in graph.layers()}
+        if symmetric and not is_transformer(self._model):
+            self._nodes |= {node.name for node in graph.residual_additions()}
+
+    def write(self, path: Path, method: str, kept_float: Collection[str] = ()) -> None:
+        """See :class:`iekd.compress.quantizers.Quantizer`."""
+        model = self._quantized(method, kept_float)
+        if self._symmetric:
+            _free_fusable_branches(model)
+        onnx.save(model, str(path))
+
+    def _quantized(self, method: str, kept_float: Collection[str]) -> onnx.ModelProto:
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+        from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+        operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
+        options = {**_SYMMETRIC, "OpTypesToExcludeOutputQuantization": operators} if self._symmetric else {}
+        wanted = [node.name for node in self._model.graph.node if node.name in self._nodes - set(kept_float)]
+        if not wanted:
+            return copy.deepcopy(self._calibration.model)
+        with _quiet():
+            quantizer = QDQQuantizer(
+                copy.deepcopy(self._model),
+                per_channel=True,
+                reduce_range=False,
+                weight_qType=QuantType.QInt8,
+                activation_qType=QuantType.QInt8 if self._symmetric else QuantType.QUInt8,
+                tensors_range=self._tensors_range(method),
+                nodes_to_quantize=wanted,
+                nodes_to_exclude=[],
+                op_types_to_quantize=operators,
+                extra_options=options,
+            )
+            quantizer.quantize_model()
+            quantizer.model.topological_sort()
+        model: onnx.ModelProto = quantizer.model.model
+        return model
+
+    def _tensors_range(self, method: str) -> Any:
+        from onnxruntime.quantization import CalibrationMethod, TensorData, TensorsData
+
+        ranges = self._calibration.ranges(method)
+        data = {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
+        return TensorsData(CalibrationMethod.MinMax, data)
+
+
+def unsigned(calibration: Calibration) -> OrtQuantizer:
+    """What ONNX Runtime on x86 computes fastest in most convolutional networks."""
+    return OrtQuantizer(calibration, symmetric=False, everything=True)
+
+
+def unsigned_layers(calibration: Calibration) -> OrtQuantizer:
+    """The same for the operators that multiply alone: what transformers need to keep their accuracy."""
+    return OrtQuantizer(calibration, symmetric=False, everything=False)
+
+
+def symmetric(calibration: Calibration) -> OrtQuantizer:
+    """What TensorRT wants."""
+    return OrtQuantizer(calibration, symmetric=True, everything=False)
+
+
+def is_transformer(model: onnx.ModelProto) -> bool:
+    """Does the network normalise over channels, as transformers and their kin do?"""
+    return any(node.op_type == "LayerNormalization" for node in model.graph.node)
+
+
+def _free_fusable_branches(model: onnx.ModelProto) -> None:
+    """Leave one input of each residual addition in float: that of the layer which TensorRT fuses with the addition.
+
+    TensorRT documentation, "Q/DQ Layer-Placement Recommendations": "Quantize the residual input in skip-connections".
+    The other input comes straight from a layer, has no other reader, and stays in that layer's registers.
+    """
+    graph = Graph(model)
+    for addition in graph.residual_additions():
+        if not all(graph.made_by(name, "DequantizeLinear") for name in addition.input):
+            continue
+        for at, name in enumerate(addition.input):
+            quantize = graph.producer[graph.producer[name].input[0]]
+            source = quantize.input[0]
+            if graph.made_by(source, *WEIGHTED) and len(graph.consumers[source]) == 1:
+                addition.input[at] = source
+                if len(graph.consumers[name]) == 1:
+                    model.graph.node.remove(graph.producer[name])
+                    model.graph.node.remove(quantize)
+                break
+    used = {name for node in model.graph.node for name in node.input}
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name not in used]:
+        model.graph.initializer.remove(tensor)
+
+
+def _require() -> None:
+    try:
+        import onnxruntime.quantization  # noqa: F401
+    except ImportError as error:
+        raise EnvironmentMissingError("ONNX Runtime is not installed.", INSTALL) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the library's prints and its hints on the root logger off the terminal."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(previous)

@@ -1,0 +1,70 @@
+"""A small residual network, exported, with images that it classifies by its own lights: quantisation can only lose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from iekd.deploy.backends import Array, get_backend
+from iekd.deploy.export import export_onnx
+from iekd.models.preprocessing import Preprocessing
+
+SIZE = 16
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+class Residual(nn.Module):
+    """Stem, one residual block with a depthwise layer, pooling, classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.expand = nn.Conv2d(8, 16, 1)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.project = nn.Conv2d(16, 8, 1)
+        self.last = nn.Conv2d(8, 16, 1)
+        self.head = nn.Linear(16, len(CLASSES))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        first = torch.relu(self.stem(images))
+        inner = torch.relu(self.depthwise(torch.relu(self.expand(first))))
+        joined = torch.relu(self.last(first + self.project(inner)))
+        return self.head(joined.mean((2, 3)))
+
+
+def write(path: Path, change: Callable[[Residual], None] = lambda _network: None) -> Path:
+    """The network as ONNX, after ``change``."""
+    network = Residual()
+    with torch.no_grad():
+        network.head.weight *= 8
+        change(network)
+    return export_onnx(network, path, preprocessing=Preprocessing(size=SIZE), classes=CLASSES, name="residual")
+
+
+def loud_channel(factor: float) -> Callable[[Residual], None]:
+    """One channel of the stem's output ``factor`` times as large, and read at so much less: the same function."""
+
+    def change(network: Residual) -> None:
+        network.stem.weight[0] *= factor
+        network.stem.bias[0] *= factor
+        for reader in (network.expand, network.last):
+            reader.weight[:, 0] /= factor
+
+    return change
+
+
+def images(count: int, seed: int = 1) -> Array:
+    """Smooth random images, normalised."""
+    coarse = np.random.default_rng(seed).standard_normal((count, 3, 4, 4))
+    return np.repeat(np.repeat(coarse, 4, axis=2), 4, axis=3).astype(np.float32)
+
+
+def labelled(path: Path, count: int, seed: int = 1) -> tuple[Array, np.ndarray]:
+    """Images, and what the file at ``path`` says of them."""
+    found = images(count, seed)
+    return found, get_backend("onnxruntime").load(path, threads=1).run(found).argmax(1)
