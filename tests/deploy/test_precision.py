@@ -127,7 +127,8 @@ def layer(*, zero: int = 0, kind: int = TensorProto.INT8, channels: int = 2, wei
     nodes = pair("x", "scale", "zero") + (pair("weight", "scales", "zeros", axis=0) if weight else [])
     nodes.append(helper.make_node("Conv", ["x_d", "weight_d" if weight else "weight"], ["y"], "layer"))
     ends = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, sides, 4, 4]) for name, sides in zip("xy", (3, 2))
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, sides, 4, 4])
+        for name, sides in zip("xy", (3, 2), strict=True)
     ]
     return helper.make_model(helper.make_graph(nodes, "one", ends[:1], ends[1:], values))
 

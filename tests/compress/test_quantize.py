@@ -1,0 +1,167 @@
+"""Quantisation end to end: small network in, files of each scheme out, every figure through the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from quantization_samples import CLASSES, images, labelled, loud_channel, write
+
+from iekd.compress.quantize import Candidate, QuantizeSettings, _select, quantize
+from iekd.deploy.backends import BACKENDS, get_backend
+from iekd.deploy.export import read_metadata
+from iekd.deploy.graph_checks import quantization_problems
+from iekd.errors import EnvironmentMissingError, InputError, VerificationError
+
+FEW = QuantizeSettings(calibration_images=32, latency_seconds=0.05, threads=1, max_drop=None)
+FAST = QuantizeSettings(**{**FEW.__dict__, "methods": ("minmax", "mse")})
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("quantize") / "float.onnx")
+
+
+def given(path: Path) -> dict[str, object]:
+    found, labels = labelled(path, 128)
+    return {"images": found[:64], "labels": labels[:64], "held_out": (found[64:], labels[64:])}
+
+
+def test_the_tensorrt_file_is_symmetric_and_fusable(exported: Path, tmp_path: Path) -> None:
+    result = quantize(exported, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=FEW, **given(exported))  # type: ignore[arg-type]
+    model = onnx.load(str(result.file))
+    assert quantization_problems(model) == []
+    assert {node.op_type for node in model.graph.node} >= {"QuantizeLinear", "DequantizeLinear"}
+    join = next(node for node in model.graph.node if node.op_type == "Add")
+    producers = {output: node.op_type for node in model.graph.node for output in node.output}
+    assert sorted(producers[name] for name in join.input) == ["Conv", "DequantizeLinear"], "one branch fuses"
+    assert read_metadata(result.file).classes == CLASSES
+    assert read_metadata(result.file) == read_metadata(exported)
+    assert {entry.method for entry in result.candidates} == {"minmax", "entropy", "percentile", "mse"}
+    assert result.chosen.accuracy == max(entry.accuracy for entry in result.candidates)
+    held_out, labels = given(exported)["held_out"]  # type: ignore[misc]
+    answers = get_backend("onnxruntime").load(result.file, threads=1).run(held_out).argmax(1)
+    assert result.after.correct == int((answers == labels).sum()), "measured through the file that ships"
+    assert (result.before.top1.value, result.float_latency_ms) == (1.0, None)
+    assert result.after.top1.value > 0.9
+    assert json.loads(json.dumps(result.to_json()))["chosen"]["recipe"] == "ort-s8s8"
+
+
+def test_the_x86_file_has_unsigned_activations_and_its_latency_is_measured(exported: Path, tmp_path: Path) -> None:
+    result = quantize(exported, tmp_path / "q.onnx", scheme="int8-x86-onnxruntime", settings=FAST, **given(exported))  # type: ignore[arg-type]
+    kinds = {tensor.data_type for tensor in onnx.load(str(result.file)).graph.initializer}
+    assert {TensorProto.UINT8, TensorProto.INT8} <= kinds
+    assert result.after.top1.value > 0.9
+    assert result.float_latency_ms is not None
+    assert result.chosen.latency_ms is not None
+    assert {entry.recipe for entry in result.candidates} == {"ort-u8s8", "ort-u8s8-layers"}
+
+
+@pytest.mark.skipif("openvino" not in BACKENDS, reason="this version has no OpenVINO backend")
+def test_openvino_s_own_format_carries_the_metadata(exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs the extra `quantize`")
+    from iekd.compress.quantizers.nncf import read_ir_metadata
+
+    settings = QuantizeSettings(**{**FAST.__dict__, "recipes": ("nncf",), "calibration_images": 8})
+    result = quantize(exported, tmp_path / "q.onnx", scheme="int8-openvino", settings=settings, **given(exported))  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["q.bin", "q.xml"]
+    assert result.file == tmp_path / "q.xml"
+    assert json.loads(read_ir_metadata(result.file)["classes"]) == list(CLASSES)
+    held_out, labels = given(exported)["held_out"]  # type: ignore[misc]
+    answers = get_backend("openvino").load(result.file, threads=1).run(held_out).argmax(1)
+    assert result.after.correct == int((answers == labels).sum())
+    assert "FakeQuantize" in result.file.read_text()
+
+
+def test_dear_layers_stay_in_float_until_the_limit_holds(tmp_path: Path) -> None:
+    source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
+    settings = QuantizeSettings(**{**FEW.__dict__, "methods": ("minmax",)})
+    lossy = quantize(source, tmp_path / "a.onnx", scheme="int8-tensorrt", settings=settings, **given(source))  # type: ignore[arg-type]
+    assert lossy.drop > 0.05, "or there is nothing to mend"
+    settings = QuantizeSettings(**{**settings.__dict__, "max_drop": 0.04})
+    mended = quantize(source, tmp_path / "b.onnx", scheme="int8-tensorrt", settings=settings, **given(source))  # type: ignore[arg-type]
+    assert mended.drop <= 0.04
+    assert 1 <= len(mended.kept_float) <= 3
+    assert mended.kept_float == tuple(cost.layer for cost in mended.sensitivity[: len(mended.kept_float)])
+    producers = {output: node for node in onnx.load(str(mended.file)).graph.node for output in node.output}
+    for node in onnx.load(str(mended.file)).graph.node:
+        if node.name in mended.kept_float:
+            assert all(name not in producers or "Dequantize" not in producers[name].op_type for name in node.input[1:])
+
+
+def test_a_limit_that_cannot_be_met_writes_nothing(tmp_path: Path) -> None:
+    source = write(tmp_path / "float.onnx")
+    found = given(source)
+    settings = QuantizeSettings(**{**FEW.__dict__, "methods": ("minmax",), "max_drop": -1.0})
+    with pytest.raises(VerificationError, match="no share of layers in float makes up for it"):
+        quantize(source, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=settings, **found)  # type: ignore[arg-type]
+    assert [path.name for path in tmp_path.iterdir()] == ["float.onnx"]
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "bf16"])
+def test_casts_go_through_the_same_function(exported: Path, tmp_path: Path, scheme: str) -> None:
+    pytest.importorskip("onnxconverter_common", reason="needs the extra `quantize`")
+    result = quantize(exported, tmp_path / "c.onnx", scheme=scheme, settings=FEW, **given(exported))  # type: ignore[arg-type]
+    assert result.drop <= 0.02
+    assert read_metadata(result.file) == read_metadata(exported)
+
+
+def test_bad_input_is_refused_in_one_line(exported: Path, tmp_path: Path) -> None:
+    found = given(exported)
+
+    def refused(source: Path, match: str, scheme: str = "int8-tensorrt", **changes: object) -> None:
+        settings = QuantizeSettings(**{**FAST.__dict__, **changes})
+        with pytest.raises(InputError, match=match) as caught:
+            quantize(source, tmp_path / "q.onnx", scheme=scheme, settings=settings, **found)  # type: ignore[arg-type]
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "q.onnx").exists()
+
+    refused(exported, "500 calibration images were asked for, there are 64", calibration_images=500)
+    refused(exported, "unknown quantisation scheme 'int8-tensort'", scheme="int8-tensort")
+    refused(exported, "jetson-orin has no fp8", scheme="fp8-tensorrt", target="jetson-orin")
+    refused(exported, "unknown layer 'nothing'", keep_float=("nothing",))
+    refused(exported, "unknown recipe of this scheme 'nncf'", recipes=("nncf",))
+    done = quantize(exported, tmp_path / "done.onnx", scheme="int8-tensorrt", settings=FAST, **found)  # type: ignore[arg-type]
+    refused(done.file, "is quantised already")
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, 16, 16]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "r.onnx")
+    refused(tmp_path / "r.onnx", "has nothing to quantise")
+
+
+def test_a_missing_library_names_the_command(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "modelopt", None)
+    with pytest.raises(EnvironmentMissingError, match="pip install nvidia-modelopt requests"):
+        quantize(exported, tmp_path / "q.onnx", scheme="fp8-tensorrt", settings=FAST, **given(exported))  # type: ignore[arg-type]
+
+
+def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
+    def chosen(*entries: tuple[float, float, float]) -> int:
+        candidates = [Candidate(str(number), "m", *entry) for number, entry in enumerate(entries)]
+        return int(_select(candidates).recipe)
+
+    assert chosen((0.99, 0.1, 1.0), (0.98, 0.0, 0.5)) == 0, "a point of accuracy is worth more than speed"
+    assert chosen((0.99, 0.1, 1.0), (0.9895, 0.2, 0.5)) == 1, "a twentieth of a point is not"
+    assert chosen((0.99, 0.1, 0.505), (0.99, 0.2, 0.5)) == 0, "as fast, and closer to the float network"
+
+
+def test_images_may_be_given_in_batches(exported: Path, tmp_path: Path) -> None:
+    found = given(exported)
+    whole = np.asarray(found["images"])
+    settings = QuantizeSettings(**{**FAST.__dict__, "methods": ("minmax",)})
+    results = [
+        quantize(
+            exported,
+            tmp_path / f"{name}.onnx",
+            scheme="int8-tensorrt",
+            settings=settings,
+            **{**found, "images": source},  # type: ignore[arg-type]
+        )
+        for name, source in (("a", whole), ("b", lambda: iter((whole[:30], whole[30:]))))
+    ]
+    assert results[0].file.read_bytes() == results[1].file.read_bytes()
+    assert len(images(3)) == 3
