@@ -1,4 +1,8 @@
-"""What machines say about themselves, as recorded in public issue reports and manuals, and as it should not be."""
+"""What machines say about themselves, and what they should not say.
+
+Lines of nv_tegra_release and nvpmodel follow public issue reports, some shortened.  nvidia-smi rows are composed:
+names, capabilities, drivers and [N/A] from such reports, put into the order of our query, with a memory column added.
+"""
 
 from __future__ import annotations
 
