@@ -10,7 +10,8 @@ import numpy as np
 
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.data import ImageData
-from iekd.compress.pipeline import open_data
+from iekd.compress.job import open_data
+from iekd.compress.variants import read_variants
 from iekd.deploy.backends import get_backend
 from iekd.deploy.bundle import write_bundle
 from iekd.deploy.export import read_metadata
@@ -19,23 +20,22 @@ from iekd.deploy.results import Report
 from iekd.errors import InputError
 from iekd.models.preprocessing import Preprocessing
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
-
-def bundle_run(run: Path, output: Path, *, images: int = 300) -> str:
+def bundle_run(run: Path, output: Path, *, images: int = 300, data: ImageData | None = None) -> str:
     """Write the bundle of a run's student; returns what to tell the user.
 
     Args:
         run: folder of a finished run.
         output: the zip.
         images: validation images that travel, at most; spread over the set.
+        data: the run's; None: opened as its settings say.
 
     Raises:
         InputError: the run is unfinished, or its data is not where it was.
     """
     report = read_report(run / "report.json")
     config = config_of(report)
-    data = open_data(config)
+    data = data or open_data(config)
     models = student_files(run)
     about = read_metadata(next(iter(models.values())))
     pixels, labels = _some(data, about.preprocessing, images)
@@ -59,16 +59,16 @@ def config_of(report: Report) -> RunConfig:
 
 
 def student_files(run: Path) -> dict[str, Path]:
-    """The run's student by precision: ``student.onnx`` is fp32, ``student-int8.onnx`` int8, and so on.
+    """The run's student by precision: ``student.onnx`` is fp32, its variants the others.
 
     Raises:
         InputError: there is no exported student.
     """
-    files = {"fp32": run / "student.onnx", **{name: run / f"student-{name}.onnx" for name in PRECISIONS[1:]}}
-    found = {name: path for name, path in files.items() if path.is_file()}
-    if not found:
+    files = {"fp32": run / "student.onnx"}
+    files |= {variant.precision: run / variant.file for variant in read_variants(run)}
+    if not files["fp32"].is_file():
         raise InputError(f"{run} holds no student.onnx.", "Finish the run first.")
-    return found
+    return {name: path for name, path in files.items() if path.suffix == ".onnx"}
 
 
 def _some(data: ImageData, preprocessing: Preprocessing, count: int) -> tuple[Any, Any]:
@@ -91,6 +91,8 @@ def _accuracy(file: Path, pixels: Any, labels: Any) -> float:
 
 
 def _host(report: Report) -> Mapping[str, Any]:
-    student = report.student
-    figures = {"accuracy": student.accuracy.top1.value, "median_ms": student.latency.median.value}
-    return {"device": report.fingerprint.device, "models": {student.precision: figures}}
+    models = {
+        model.precision: {"accuracy": model.accuracy.top1.value, "median_ms": model.latency.median.value}
+        for model in (report.student, *report.variants)
+    }
+    return {"device": report.fingerprint.device, "models": models}

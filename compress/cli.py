@@ -16,7 +16,7 @@ from rich.console import Console
 
 from iekd import __version__
 from iekd.compress.device_commands import add_commands
-from iekd.errors import EXIT_MISSED, IekdError, InputError
+from iekd.errors import EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -244,11 +244,13 @@ def objectives(debug: Debug = False) -> None:
 
 @app.command()
 def doctor(debug: Debug = False) -> None:
-    """Say what this machine can do, and what each missing part needs."""
+    """Say what this machine can do, and what each missing part needs; exit status 3 where no job could run."""
     from iekd.compress.listings import doctor_table
-    from iekd.deploy.doctor import examine
+    from iekd.deploy.doctor import examine, healthy
 
-    out.print(doctor_table(examine()))
+    findings = examine()
+    out.print(doctor_table(findings))
+    raise typer.Exit(0 if healthy(findings) else EXIT_ENVIRONMENT)
 
 
 add_commands(app, out)

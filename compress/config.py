@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from iekd.compress.targets import TARGETS
 from iekd.errors import InputError, unknown_name
 
 
@@ -20,10 +21,11 @@ class Option(NamedTuple):
     metavar: str = ""
 
 
-_MAIN, _DATA, _TRAINING, _METHOD, _TARGET, _RUN = (
+_MAIN, _DATA, _TRAINING, _COMPRESS, _METHOD, _TARGET, _RUN = (
     "The job",
     "Data",
     "Training",
+    "Pruning and quantisation",
     "Method",
     "Target and limits",
     "Run",
@@ -43,7 +45,7 @@ class RunConfig:
     data: Annotated[str, Option("digits, folder:PATH, or a name of timm's create_dataset as NAME:ROOT.", _MAIN)] = (
         "digits"
     )
-    target: Annotated[str, Option("What the student will run on.", _MAIN)] = "cpu"
+    target: Annotated[str, Option(f"What the student will run on: {', '.join(TARGETS)}.", _MAIN)] = "cpu"
     out: Annotated[str | None, Option("Run folder.  Default: runs/TEACHER-STUDENT-DATA.", _MAIN, "DIR")] = None
 
     image_size: Annotated[int | None, Ge(8), Option("Height and width of the input, pixels.", _DATA)] = None
@@ -71,6 +73,16 @@ class RunConfig:
     mixed_precision: Annotated[str, Option("auto (bf16 on a GPU), no, bf16 or fp16.", _TRAINING)] = "auto"
     device: Annotated[str, Option("auto, cpu or cuda: where training runs.", _TRAINING)] = "auto"
     seed: Annotated[int, Ge(0), Option("Everything random follows from it.", _TRAINING)] = 0
+
+    prune: Annotated[float, Ge(0), Lt(1), Option("Share of the student's MACs to remove; 0: none.", _COMPRESS)] = 0.0
+    prune_steps: Annotated[Count, Option("Prunings, each recovered under the teacher.", _COMPRESS)] = 2
+    prune_epochs: Annotated[int | None, Ge(1), Option("Epochs of each recovery.", _COMPRESS)] = None
+    prune_criterion: Annotated[str, Option("group-norm, magnitude, bn-scale or taylor.", _COMPRESS)] = "group-norm"
+    prune_scope: Annotated[str, Option("uniform or global.", _COMPRESS)] = "uniform"
+    precision: Annotated[
+        str,
+        Option("fp32, fp16, bf16, int8, fp8, or best: all that the target has.", _COMPRESS),
+    ] = "fp32"
 
     objective: Annotated[str, Option("Terms joined by +; `iekd-compress objectives` lists them.", _METHOD)] = "ie-ft+kd"
     tap: Annotated[str, Option("Stages to tap, such as -1 or -2,-1.", _METHOD)] = "-1"
@@ -124,7 +136,10 @@ class RunConfig:
 
 
 CHOICES = {
-    "target": ("cpu",),
+    "target": tuple(TARGETS),
+    "precision": ("fp32", "fp16", "bf16", "int8", "fp8", "best"),
+    "prune_criterion": ("group-norm", "magnitude", "bn-scale", "taylor"),
+    "prune_scope": ("uniform", "global"),
     "keep": ("last", "best"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),

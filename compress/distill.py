@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +75,7 @@ def distill(
     network, architecture = first_network(given, origin, job.config.student_weights, job, "student")
     if isinstance(network, Ensemble):
         raise InputError(f"the student is one network, not the {len(network.members)} of '{given}'.", "Name one.")
-    tapped_teacher = tap_teacher(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
-    tapped_teacher.eval().requires_grad_(False)
-    student = Tapped(network, job.config.taps).to(job.device)
-    objective = make_objective(job.config, tapped_teacher, student, job.preprocessing.size, job.classes).to(job.device)
-    factor_history = _prepare_factors(objective, tapped_teacher, job)
-    _prepare_from_data(objective, tapped_teacher, student, job)
-    history = _train(student, objective, tapped_teacher, lr, epochs, job)
+    history, factor_history = distill_network(network, teacher, Schedule("student", lr, epochs), job)
     accuracy = job.accuracy(network)
     facts = {"accuracy": accuracy, "origin": origin, "objective": job.config.objective}
     if job.accelerator.is_main_process:
@@ -95,6 +89,26 @@ def distill(
         "factor_curves": factor_history.figures,
         "note": f"accuracy {accuracy:.1%}, {epochs} epochs of {job.config.objective} from {origin}",
     }
+
+
+class Schedule(NamedTuple):
+    """One training of a student."""
+
+    name: str
+    """Of its checkpoints and curves."""
+    lr: float
+    epochs: int
+
+
+def distill_network(network: nn.Module, teacher: nn.Module, schedule: Schedule, job: Job) -> tuple[History, History]:
+    """Train ``network`` in place under ``teacher``; returns the student's history and the factors'."""
+    tapped_teacher = tap_teacher(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
+    tapped_teacher.eval().requires_grad_(False)
+    student = Tapped(network, job.config.taps).to(job.device)
+    objective = make_objective(job.config, tapped_teacher, student, job.preprocessing.size, job.classes).to(job.device)
+    factor_history = _prepare_factors(objective, tapped_teacher, job)
+    _prepare_from_data(objective, tapped_teacher, student, job)
+    return _train(student, objective, tapped_teacher, schedule, job), factor_history
 
 
 def load_teacher(job: Job, given: str | nn.Module) -> nn.Module:
@@ -167,7 +181,9 @@ def _prepare_from_data(objective: Objective, teacher: Teacher, student: Tapped, 
     objective.prepare(student(images), teacher(images))
 
 
-def _train(student: Tapped, objective: Objective, teacher: Teacher, lr: float, epochs: int, job: Job) -> History:
+def _train(student: Tapped, objective: Objective, teacher: Teacher, schedule: Schedule, job: Job) -> History:
+    name, lr, epochs = schedule
+
     def answer(images: Tensor) -> tuple[Tensor, ...]:
         record = objective.record(teacher(images))
         return (record.logits, *record.codes)
@@ -180,18 +196,18 @@ def _train(student: Tapped, objective: Objective, teacher: Teacher, lr: float, e
         cache = _cache("records", shapes, views, job)
         frozen = FrozenTeacher(answer, cache)
     task = Distillation(student, objective)
-    checkpoints = job.folder / "checkpoints" / "student"
+    checkpoints = job.folder / "checkpoints" / name
     history = fit(
         task,
         job.train_batches(views=views if cache else None),
         FitSettings(epochs=epochs, lr=lr, weight_decay=job.config.weight_decay, seed=job.config.seed),
-        name="student",
+        name=name,
         folder=checkpoints,
         accelerator=job.accelerator,
         observer=job.observer,
         inputs=lambda batch: (batch.image, batch.target, *frozen(batch)),
         evaluate=lambda: {"accuracy": job.accuracy(student.network)},
-        events=job.folder / "events" / "student",
+        events=job.folder / "events" / name,
     )
     if job.config.keep == "best":
         load_best(task, checkpoints)

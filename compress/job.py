@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from iekd.compress.config import RunConfig
-from iekd.compress.data import ImageData
+from iekd.compress.data import ImageData, load_data
 from iekd.compress.observer import Observer
 from iekd.compress.views import Sample, ViewDataset, auto_workers, plain_loader, train_loader
 from iekd.errors import EnvironmentMissingError
@@ -117,3 +117,15 @@ def make_accelerator(config: RunConfig) -> Accelerator:
         reset_partial_state=False
     )  # the last run of this process may have had another precision
     return Accelerator(cpu=not on_gpu, mixed_precision=precision)
+
+
+def open_data(config: RunConfig) -> ImageData:
+    """The data set that the settings name."""
+    return load_data(
+        config.data,
+        val_fraction=config.val_fraction,
+        seed=0,
+        skip_bad_images=config.skip_bad_images,
+        limit=config.train_limit,
+        val_limit=config.val_limit,
+    )

@@ -1,39 +1,38 @@
-"""The last stages: export both networks, measure the files that ship, judge them against the limits."""
+"""Export both networks, and measure the files that ship."""
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iekd import __version__
-from iekd.compress.config import RunConfig, to_yaml
+from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
-from iekd.deploy import results
+from iekd.compress.targets import TARGETS
+from iekd.compress.variants import read_variants
 from iekd.deploy.accuracy import measure_accuracy
-from iekd.deploy.backends import Session, get_backend
+from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.torch import TorchSession
-from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.benchmark import LatencyRun, measure_latency
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
-from iekd.deploy.report import write_report
+from iekd.deploy.results import Accuracy, Interval
 from iekd.deploy.statistics import ratio_of_accuracies
-from iekd.deploy.verdict import judge
-from iekd.deploy.verify import verify
-from iekd.files import sha256_of, write_json
+from iekd.deploy.verify import compare, verify
+from iekd.files import write_json
 from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import count_macs, count_parameters
 
 ROLES = ("teacher", "student")
-BACKENDS = {"cpu": "onnxruntime"}
 VERIFY_IMAGES = 64
 LATENCY_IMAGES = 64
 
 
 def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     """Stage ``export``: ``teacher.onnx`` and ``student.onnx``, each verified on real validation images.
+
+    The student is the pruned one where there was pruning.
 
     Args:
         job: the run.
@@ -46,7 +45,8 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     job.observer.stage_started("export", len(ROLES))
     found: dict[str, Any] = {}
     for number, role in enumerate(ROLES):
-        artefact = load_artefact(job.folder / role, given[role] if not isinstance(given[role], str) else None)
+        place = job.folder / ("pruned" if role == "student" and job.config.prune else role)
+        artefact = load_artefact(place, given[role] if not isinstance(given[role], str) else None)
         path = job.folder / f"{role}.onnx"
         network = artefact.network.cpu().eval()
         name = artefact.architecture.name
@@ -65,150 +65,93 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     return {**found, "note": f"both files agree with PyTorch on {worst:.1%} of {len(images)} images"}
 
 
+@dataclass(frozen=True)
+class File:
+    """A file that is measured."""
+
+    name: str
+    path: str
+    """Relative to the run folder."""
+    precision: str
+
+
 def benchmark(job: Job) -> dict[str, Any]:
-    """Stage ``benchmark``: accuracy and latency of both files, in one interleaved run."""
-    sessions = {role: open_session(job.config, job.folder / f"{role}.onnx") for role in ROLES}
+    """Stage ``benchmark``: accuracy and latency of all files, in one interleaved run; then choose what ships.
+
+    Of the student's files that keep the accuracy asked for, the fastest ships; where none does, the most accurate.
+    """
+    files = [File(role, f"{role}.onnx", "fp32") for role in ROLES]
+    if not TARGETS[job.config.target].on_board:
+        files += [File(variant.name, variant.file, variant.precision) for variant in read_variants(job.folder)]
+    sessions = {file.name: open_session(job.config, job.folder / file.path) for file in files}
     job.observer.stage_started("benchmark", 100)
-    accuracy, correct = {}, {}
-    for number, (role, session) in enumerate(sessions.items()):
-        accuracy[role], correct[role] = measure_accuracy(session, job.val_arrays(), job.data.classes)
-        job.observer.stage_advanced("benchmark", 10 * (number + 1), f"accuracy of the {role}")
-    folder = job.folder / "benchmark"
+    accuracy: dict[str, Accuracy] = {}
+    correct: dict[str, Any] = {}
+    for number, (name, session) in enumerate(sessions.items()):
+        accuracy[name], correct[name] = measure_accuracy(session, job.val_arrays(), job.data.classes)
+        job.observer.stage_advanced("benchmark", 20 * (number + 1) // len(files), f"accuracy of the {name}")
+    images = job.some_images(job.data.val, LATENCY_IMAGES)
     run = measure_latency(
         sessions,
-        job.some_images(job.data.val, LATENCY_IMAGES),
-        folder=folder,
+        images,
+        folder=job.folder / "benchmark",
         seconds=job.config.bench_seconds,
         progress=lambda share: job.observer.stage_advanced("benchmark", 20 + int(80 * share), "latency, interleaved"),
     )
+    retained = {name: ratio_of_accuracies(right, correct["teacher"]) for name, right in correct.items()}
+    ships = _choose(job.config, files, retained, run)
     models = {
-        role: {
-            "accuracy": accuracy[role].model_dump(),
-            "latency": run.latency[role].model_dump(),
-            "backend": session.describe(),
+        file.name: {
+            "file": file.path,
+            "precision": file.precision,
+            "accuracy": accuracy[file.name].model_dump(),
+            "latency": run.latency[file.name].model_dump(),
+            "backend": sessions[file.name].describe(),
+            "retained": retained[file.name].model_dump(),
+            "speedup": run.ratio("teacher", file.name).model_dump(),
+            "verification": _against_float(sessions, file.name, images),
         }
-        for role, session in sessions.items()
+        for file in files
     }
-    found = {
-        "models": models,
-        "retained": ratio_of_accuracies(correct["student"], correct["teacher"]).model_dump(),
-        "speedup": run.ratio("teacher", "student").model_dump(),
-        "fingerprint": _fingerprint(job).model_dump(),
-    }
-    write_json(folder / "benchmark.json", found)
-    return {"note": f"{accuracy['student'].top1.value:.1%} at {run.latency['student'].median.value:.2f} ms"}
+    found = {"models": models, "ships": ships, "fingerprint": _fingerprint(job)}
+    write_json(job.folder / "benchmark" / "benchmark.json", found)
+    median = run.latency[ships].median.value
+    return {"ships": models[ships]["file"], "note": f"{accuracy[ships].top1.value:.1%} at {median:.2f} ms ({ships})"}
 
 
-def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, ...], command: str) -> results.Report:
-    """Stage ``report``: judge, and write ``report.json`` and ``report.html``."""
-    measured = json.loads((job.folder / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
-    exported = stages["export"]["result"]
-    models = {role: _model_result(job, role, exported[role], measured["models"][role]) for role in ROLES}
-    verdict = judge(
-        results.Interval(**measured["retained"]),
-        results.Interval(**measured["speedup"]),
-        models["student"].latency.median,
-        min_retained=job.config.min_retained,
-        max_latency_ms=job.config.max_latency_ms,
-    )
-    warnings = [f"{role}: {warning}" for role in ROLES for warning in models[role].latency.warnings]
-    report = results.Report(
-        iekd_version=__version__,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=command,
-        config=_plain(job.config),
-        dataset=results.Dataset(
-            name=job.config.data,
-            classes=list(job.data.classes),
-            train_images=len(job.data.train),
-            val_images=len(job.data.val),
-            skipped_images=job.data.skipped,
-            digest=job.data.digest,
-        ),
-        teacher=models["teacher"],
-        student=models["student"],
-        verdict=verdict,
-        stages=[_stage(name, entry) for name, entry in stages.items()],
-        curves=_curves(stages),
-        fingerprint=results.Fingerprint(**measured["fingerprint"]),
-        notes=[*notes, *warnings, *_about(job)],
-    )
-    write_report(report, job.folder)
-    return report
+def _choose(config: RunConfig, files: list[File], retained: dict[str, Interval], run: LatencyRun) -> str:
+    students = [file.name for file in files if file.name != "teacher"]
+    if config.precision not in ("fp32", "best") and f"student-{config.precision}" in students:
+        return f"student-{config.precision}"
+    good = [name for name in students if retained[name].value >= config.min_retained]
+    if not good:
+        return max(students, key=lambda name: retained[name].value)
+    return min(good, key=lambda name: run.latency[name].median.value)
 
 
-def _fingerprint(job: Job) -> results.Fingerprint:
+def _against_float(sessions: dict[str, Session], name: str, images: Array) -> dict[str, Any] | None:
+    """How a variant's answers differ from the float32 student's; None for the files that export verified."""
+    if name in ROLES:
+        return None
+    return compare(sessions[name], sessions["student"], images, reference="student.onnx").model_dump()
+
+
+def _fingerprint(job: Job) -> dict[str, Any]:
     found = fingerprint(threads(job.config))
     found.extra["training"] = f"{job.device.type}, {job.accelerator.num_processes} process(es), {job.precision}"
-    return found
+    return found.model_dump()
 
 
 def open_session(config: RunConfig, path: Path) -> Session:
     """The file, opened by the target's backend with the threads that the settings ask for."""
-    return get_backend(BACKENDS[config.target]).load(path, threads=threads(config))
+    return get_backend(TARGETS[config.target].backend).load(path, threads=threads(config))
 
 
 def require_backend(config: RunConfig) -> None:
     """Raise EnvironmentMissingError unless the target's runtime can be used here."""
-    get_backend(BACKENDS[config.target]).require()
+    get_backend(TARGETS[config.target].backend).require()
 
 
 def threads(config: RunConfig) -> int:
     """Threads of a measured session."""
     return config.threads or len(os.sched_getaffinity(0))
-
-
-def _model_result(job: Job, role: str, exported: dict[str, Any], measured: dict[str, Any]) -> results.ModelResult:
-    path = job.folder / f"{role}.onnx"
-    size = job.preprocessing.size
-    latency = results.Latency(**measured["latency"])
-    return results.ModelResult(
-        role=role,
-        name=exported["name"],
-        file=path.name,
-        sha256=sha256_of(path),
-        size_bytes=path.stat().st_size,
-        parameters=exported["parameters"],
-        macs=exported["macs"],
-        precision="fp32",
-        backend=", ".join(measured["backend"].values()),
-        input_shape=[3, size, size],
-        accuracy=results.Accuracy(**measured["accuracy"]),
-        latency=latency.model_copy(update={"trace": f"benchmark/{latency.trace}"}),
-        verification=results.Verification(**exported["verification"]),
-    )
-
-
-def _stage(name: str, entry: dict[str, Any]) -> results.Stage:
-    result = entry["result"]
-    return results.Stage(name=name, seconds=entry["seconds"], epochs=result.get("epochs"), note=result.get("note", ""))
-
-
-def _curves(stages: dict[str, dict[str, Any]]) -> list[results.Curve]:
-    found = []
-    for stage, title, key in (
-        ("teacher", "teacher", "curves"),
-        ("distill", "factors", "factor_curves"),
-        ("distill", "student", "curves"),
-    ):
-        curves: dict[str, list[float]] = stages.get(stage, {}).get("result", {}).get(key, {})
-        found += [results.Curve(stage=title, name=name, values=values) for name, values in curves.items()]
-    return found
-
-
-def _about(job: Job) -> list[str]:
-    notes = []
-    if job.data.skipped:
-        notes.append(f"{job.data.skipped} unreadable images were left out.")
-    if job.config.keep == "best":
-        notes.append("The shipped epoch was chosen on the validation set that the accuracy is reported on.")
-    if len(job.data.val) < 1000:
-        notes.append(f"Accuracy rests on {len(job.data.val)} validation images: read it with its interval.")
-    return notes
-
-
-def _plain(config: RunConfig) -> dict[str, Any]:
-    import yaml
-
-    value: dict[str, Any] = yaml.safe_load(to_yaml(config))
-    return value

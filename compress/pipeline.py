@@ -11,22 +11,28 @@ from typing import Any
 
 from torch import nn
 
+from iekd.compress.board import bundle_run
 from iekd.compress.config import RunConfig, make_config, to_yaml
-from iekd.compress.data import ImageData, load_data
+from iekd.compress.data import ImageData
 from iekd.compress.distill import distill, load_teacher
-from iekd.compress.job import Job, make_accelerator
-from iekd.compress.measure import benchmark, export_models, make_report, require_backend
+from iekd.compress.job import Job, make_accelerator, open_data
+from iekd.compress.make_report import make_report
+from iekd.compress.measure import benchmark, export_models, require_backend
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
+from iekd.compress.pruned_student import prune_student
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.run_folder import RunFolder
+from iekd.compress.targets import TARGETS
 from iekd.compress.teacher import make_teacher
 from iekd.compress.together import train_together
+from iekd.compress.variants import FOLDER as VARIANTS
+from iekd.compress.variants import make_variants, precisions_asked
 from iekd.deploy.results import Report
 from iekd.errors import InputError
 
-STAGES = ("plan", "teacher", "distill", "export", "benchmark", "report")
+STAGES = ("plan", "teacher", "distill", "prune", "export", "quantize", "benchmark", "report")
 
 
 def run(
@@ -99,15 +105,18 @@ def run_stages(
                 lambda: export_models(job, given),
                 one_process=True,
             ),
+            **_quantizing(folder, job),
             "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
             "report": lambda: folder.once(lambda: make_report(job, folder.stages(), plan.notes, command_line())),
+            **_bundling(folder, job),
         }
-        result = None
+        report = None
         for name, do in stages.items():
             result = do()
-            if name == until:
+            report = result if isinstance(result, Report) else report
+            if name == until != "report":
                 break
-    return result if isinstance(result, Report) else None
+    return report
 
 
 def _training(
@@ -119,6 +128,9 @@ def _training(
         return {
             "distill": lambda: folder.stage("distill", ["teacher", "student"], lambda: train_together(given, plan, job))
         }
+    pruning: dict[str, Callable[[], dict[str, Any]]] = {
+        "prune": lambda: folder.stage("prune", ["pruned"], lambda: prune_student(plan, job, load_teacher(job, teacher)))
+    }
     return {
         "teacher": lambda: folder.stage(
             "teacher",
@@ -130,19 +142,28 @@ def _training(
             ["student"],
             lambda: distill(student, plan.student_origin, plan.lr, plan.epochs, job, load_teacher(job, teacher)),
         ),
+        **(pruning if job.config.prune else {}),
     }
 
 
-def open_data(config: RunConfig) -> ImageData:
-    """The data set that the settings name."""
-    return load_data(
-        config.data,
-        val_fraction=config.val_fraction,
-        seed=0,
-        skip_bad_images=config.skip_bad_images,
-        limit=config.train_limit,
-        val_limit=config.val_limit,
-    )
+def _quantizing(folder: RunFolder, job: Job) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The stage that makes the student's other precisions, where any were asked for."""
+    if not precisions_asked(job.config):
+        return {}
+    return {"quantize": lambda: folder.stage("quantize", [VARIANTS], lambda: make_variants(job), one_process=True)}
+
+
+def _bundling(folder: RunFolder, job: Job) -> dict[str, Callable[[], Any]]:
+    """What a target on a board ends with: the bundle that travels there."""
+    if not TARGETS[job.config.target].on_board:
+        return {}
+
+    def work() -> str:
+        name = "student.bundle.zip"
+        job.observer.note(f"{name}: {bundle_run(folder.path, folder.path / name, data=job.data)}")
+        return name
+
+    return {"bundle": lambda: folder.once(work)}
 
 
 def command_line() -> str:

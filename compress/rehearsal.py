@@ -13,6 +13,9 @@ from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
 from iekd.compress.plan import Plan
+from iekd.compress.prune import Macs, prune
+from iekd.compress.targets import TARGETS
+from iekd.compress.variants import require_quantizers
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import Ensemble, member_names
@@ -24,8 +27,11 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     """Build both networks, their taps and the objective, untrained, and drop them again.
 
     Raises:
-        InputError: unknown objective or tap, a split that leaves a part empty, a term that so few classes do not allow.
+        InputError: unknown objective or tap, a split that leaves a part empty, a term that so few classes do not allow,
+            a precision that the target has not, a student that cannot be pruned.
+        EnvironmentMissingError: a library that the precision needs.
     """
+    require_quantizers(config)
     if not is_mutual(config.objective):
         parse_objective(config.objective)  # a misspelt name need not wait for networks
     size = plan.image_size
@@ -39,8 +45,16 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
         pair = (Tapped(networks[0], config.taps), own)
         build_mutual(config.objective, pair, image_size=size, settings=objective_settings(config))
         return
+    if config.prune:
+        _rehearse_pruning(config, networks[1], size)
     tapped: Teacher = tap_teacher(networks[0], config.taps)
     make_objective(config, tapped, own, size, classes)
+
+
+def _rehearse_pruning(config: RunConfig, student: nn.Module, size: int) -> None:
+    share = 1 - (1 - config.prune) ** (1 / config.prune_steps)
+    scope, rounding = config.prune_scope, TARGETS[config.target].round_to
+    prune(student, image_size=size, goal=Macs(share), scope=scope, round_to=rounding)
 
 
 def _untrained(given: str | nn.Module, classes: int, size: int) -> nn.Module:

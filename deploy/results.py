@@ -147,13 +147,14 @@ class ModelResult(Record):
 
 
 class Verification(Record):
-    """The exported file against the PyTorch model, on real validation images."""
+    """The exported file against what it was made from, on real validation images."""
 
     images: int
     largest_difference: float = Field(description="largest absolute difference of any logit")
     relative_difference: float = Field(description="the same, divided by the largest absolute logit")
     top1_agreement: float
-    tolerance: float = Field(description="the relative difference that was allowed")
+    tolerance: float | None = Field(description="the relative difference that was allowed; None: it was not judged")
+    reference: str = Field(default="the PyTorch model", description="what the file was compared with")
 
 
 class Curve(Record):
@@ -221,7 +222,8 @@ class Report(Record):
     config: dict[str, Any]
     dataset: Dataset
     teacher: ModelResult
-    student: ModelResult
+    student: ModelResult = Field(description="the file that ships")
+    variants: list[ModelResult] = Field(default=[], description="the student's other files, such as other precisions")
     verdict: Verdict
     stages: list[Stage]
     curves: list[Curve]

@@ -27,12 +27,9 @@ def verify(
     Raises:
         VerificationError: logits differ by more, or the top class differs where it is not a tie within the tolerance.
     """
-    expected = reference.run(images)
-    actual = exported.run(images)
-    alone = exported.run(images[:1])
-    scale = max(float(np.abs(expected).max()), 1e-6)
-    difference = float(np.abs(expected - actual).max())
-    difference = max(difference, float(np.abs(expected[:1] - alone).max()))
+    expected, actual = reference.run(images), exported.run(images)
+    found = _differences(expected, actual, exported.run(images[:1]))
+    difference, scale = found.largest_difference, _scale(expected)
     agree = expected.argmax(1) == actual.argmax(1)
     if (
         not np.isfinite(actual).all()
@@ -45,13 +42,35 @@ def verify(
             f"and agrees on {agree.mean():.1%} of {len(images)} images.",
             "The run stops here: a file that computes something else must not ship.",
         )
+    return found.model_copy(update={"tolerance": tolerance})
+
+
+def compare(exported: Session, other: Session, images: Array, *, reference: str) -> Verification:
+    """How far a file of another precision is from the float32 one: told, not judged, for its accuracy is.
+
+    Args:
+        exported: the file.
+        other: the float32 one.
+        images: preprocessed validation images (N, 3, H, W).
+        reference: name of the other.
+    """
+    found = _differences(other.run(images), exported.run(images), exported.run(images[:1]))
+    return found.model_copy(update={"reference": reference})
+
+
+def _differences(expected: Array, actual: Array, alone: Array) -> Verification:
+    difference = max(float(np.abs(expected - actual).max()), float(np.abs(expected[:1] - alone).max()))
     return Verification(
-        images=len(images),
+        images=len(expected),
         largest_difference=difference,
-        relative_difference=difference / scale,
-        top1_agreement=float(agree.mean()),
-        tolerance=tolerance,
+        relative_difference=difference / _scale(expected),
+        top1_agreement=float((expected.argmax(1) == actual.argmax(1)).mean()),
+        tolerance=None,
     )
+
+
+def _scale(logits: Array) -> float:
+    return max(float(np.abs(logits).max()), 1e-6)
 
 
 def _real_disagreement(expected: Array, agree: np.ndarray, slack: float) -> bool:

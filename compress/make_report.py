@@ -1,0 +1,127 @@
+"""The last stage: judge what was measured against the limits, and write the report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+from iekd import __version__
+from iekd.compress.config import RunConfig, to_yaml
+from iekd.compress.job import Job
+from iekd.compress.targets import TARGETS
+from iekd.deploy import results
+from iekd.deploy.report import write_report
+from iekd.deploy.verdict import judge
+from iekd.files import sha256_of
+
+
+def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, ...], command: str) -> results.Report:
+    """Stage ``report``: judge, and write ``report.json`` and ``report.html``."""
+    measured = json.loads((job.folder / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
+    exported, ships = stages["export"]["result"], measured["ships"]
+    models = {
+        name: _model_result(job, name, exported["teacher" if name == "teacher" else "student"], entry)
+        for name, entry in measured["models"].items()
+    }
+    student = models[ships]
+    verdict = judge(
+        results.Interval(**measured["models"][ships]["retained"]),
+        results.Interval(**measured["models"][ships]["speedup"]),
+        student.latency.median,
+        min_retained=job.config.min_retained,
+        max_latency_ms=job.config.max_latency_ms,
+    )
+    warnings = [f"{name}: {warning}" for name, model in models.items() for warning in model.latency.warnings]
+    report = results.Report(
+        iekd_version=__version__,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        command=command,
+        config=_plain(job.config),
+        dataset=results.Dataset(
+            name=job.config.data,
+            classes=list(job.data.classes),
+            train_images=len(job.data.train),
+            val_images=len(job.data.val),
+            skipped_images=job.data.skipped,
+            digest=job.data.digest,
+        ),
+        teacher=models["teacher"],
+        student=student,
+        variants=[model for name, model in models.items() if name not in ("teacher", ships)],
+        verdict=verdict,
+        stages=[_stage(name, entry) for name, entry in stages.items()],
+        curves=_curves(stages),
+        fingerprint=results.Fingerprint(**measured["fingerprint"]),
+        notes=[*notes, *warnings, *_about(job, stages)],
+    )
+    write_report(report, job.folder)
+    return report
+
+
+def _model_result(job: Job, name: str, exported: dict[str, Any], measured: dict[str, Any]) -> results.ModelResult:
+    path = job.folder / measured["file"]
+    size = job.preprocessing.size
+    latency = results.Latency(**measured["latency"])
+    return results.ModelResult(
+        role="teacher" if name == "teacher" else "student",
+        name=exported["name"],
+        file=measured["file"],
+        sha256=sha256_of(path),
+        size_bytes=_size(path),
+        parameters=exported["parameters"],
+        macs=exported["macs"],
+        precision=measured["precision"],
+        backend=", ".join(measured["backend"].values()),
+        input_shape=[3, size, size],
+        accuracy=results.Accuracy(**measured["accuracy"]),
+        latency=latency.model_copy(update={"trace": f"benchmark/{latency.trace}"}),
+        verification=results.Verification(**(measured["verification"] or exported["verification"])),
+    )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; OpenVINO's .xml has its weights beside it."""
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" and weights.exists() else 0)
+
+
+def _stage(name: str, entry: dict[str, Any]) -> results.Stage:
+    result = entry["result"]
+    return results.Stage(name=name, seconds=entry["seconds"], epochs=result.get("epochs"), note=result.get("note", ""))
+
+
+def _curves(stages: dict[str, dict[str, Any]]) -> list[results.Curve]:
+    found = []
+    for stage, title, key in (
+        ("teacher", "teacher", "curves"),
+        ("distill", "factors", "factor_curves"),
+        ("distill", "student", "curves"),
+        ("prune", "pruned student", "curves"),
+    ):
+        curves: dict[str, list[float]] = stages.get(stage, {}).get("result", {}).get(key, {})
+        found += [results.Curve(stage=title, name=name, values=values) for name, values in curves.items()]
+    return found
+
+
+def _about(job: Job, stages: dict[str, dict[str, Any]]) -> list[str]:
+    notes = []
+    if job.data.skipped:
+        notes.append(f"{job.data.skipped} unreadable images were left out.")
+    for refused in stages.get("quantize", {}).get("result", {}).get("refused", []):
+        notes.append(f"Not shipped in {refused}")
+    if TARGETS[job.config.target].on_board:
+        notes.append(f"Latency is this machine's; {job.config.target} measures its own: see student.bundle.zip.")
+    if job.config.keep == "best":
+        notes.append("The shipped epoch was chosen on the validation set that the accuracy is reported on.")
+    if len(job.data.val) < 1000:
+        notes.append(f"Accuracy rests on {len(job.data.val)} validation images: read it with its interval.")
+    return notes
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    import yaml
+
+    value: dict[str, Any] = yaml.safe_load(to_yaml(config))
+    return value

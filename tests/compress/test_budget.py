@@ -1,0 +1,120 @@
+"""Pruning and other precisions in a whole run: each stage's file is what the next one takes, and the report says it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import load_file
+from small import settings
+
+import iekd
+from iekd.compress.observer import Observer
+from iekd.compress.targets import TARGETS
+from iekd.deploy.report import read_report
+from iekd.errors import EnvironmentMissingError, IekdError, InputError
+from iekd.models.checkpoint import load_artefact
+from iekd.models.registry import count_macs
+
+WANTED = {
+    "student": "mobilenetv2_050",
+    "prune": 0.4,
+    "prune_steps": 2,
+    "prune_epochs": 1,
+    "precision": "best",
+    "teacher_epochs": 1,
+    "epochs": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def squeezed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that pruned twice and quantised."""
+    folder = tmp_path_factory.mktemp("squeezed") / "run"
+    iekd.run(**settings(**WANTED, out=str(folder)))
+    return folder
+
+
+def test_the_pruned_student_is_what_is_exported(squeezed: Path) -> None:
+    whole, pruned = (load_artefact(squeezed / name) for name in ("student", "pruned"))
+    before, after = (count_macs(artefact.network, 32) for artefact in (whole, pruned))
+    assert after <= 0.62 * before
+    assert len(pruned.facts["pruning"]) == 2
+    report = read_report(squeezed / "report.json")
+    assert report.student.macs == after
+    names = [stage.name for stage in report.stages]
+    assert names == ["plan", "teacher", "distill", "prune", "export", "quantize", "benchmark"]
+    assert {curve.stage for curve in report.curves} >= {"pruned student"}
+
+
+def test_every_precision_is_measured_and_the_fastest_good_one_ships(squeezed: Path) -> None:
+    report = read_report(squeezed / "report.json")
+    students = [report.student, *report.variants]
+    assert {model.precision for model in students} == {"fp32", "int8"}
+    kept = [m for m in students if m.accuracy.top1.value >= 0.01 * report.teacher.accuracy.top1.value]
+    assert report.student.latency.median.value == min(model.latency.median.value for model in kept)
+    for model in students:
+        file = squeezed / model.file
+        assert file.stat().st_size == model.size_bytes
+        assert (np.load(squeezed / model.latency.trace)["milliseconds"]).size == model.latency.iterations
+    quantised = next(model for model in students if model.precision == "int8")
+    graph = onnx.load(str(squeezed / quantised.file)).graph
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in graph.node}
+    assert "The student in each precision" in (squeezed / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_stopped_while_recovering_ends_with_the_same_weights(squeezed: Path, tmp_path: Path) -> None:
+    class Stop(Observer):
+        def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
+            if name == "pruned0":
+                raise KeyboardInterrupt
+
+    folder = tmp_path / "run"
+    given = settings(**WANTED, out=str(folder))
+    with pytest.raises(KeyboardInterrupt):
+        iekd.run(**given, observer=Stop())
+    iekd.run(**given)
+    ours, theirs = (load_file(where / "pruned" / "model.safetensors") for where in (folder, squeezed))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    report = iekd.run(**settings(target="jetson-orin", precision="best", epochs=1, out=str(folder)))
+    assert (folder / "student.bundle.zip").is_file()
+    index = json.loads((folder / "variants" / "variants.json").read_text())
+    made = {entry["precision"] for entry in index["variants"]}
+    assert made | {text.split(":")[0] for text in index["refused"]} == set(TARGETS["jetson-orin"].schemes)
+    assert report.variants == []
+    assert any("jetson-orin measures its own" in note for note in report.notes)
+    shutil.unpack_archive(folder / "student.bundle.zip", tmp_path / "board")
+    (place,) = (tmp_path / "board").iterdir()
+    assert {path.stem for path in (place / "models").iterdir()} == {"fp32", *made}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"prune": 1.0}, InputError, "--prune"),
+        ({"prune": -0.1}, InputError, "--prune"),
+        ({"target": "jetson-orin", "precision": "fp8"}, InputError, "precision of jetson-orin 'fp8'"),
+        ({"target": "cpu", "precision": "fp16"}, InputError, "precision of cpu 'fp16'"),
+        ({"precision": "int4"}, InputError, "unknown --precision 'int4'"),
+        ({"target": "tensorrt"}, EnvironmentMissingError, "TensorRT"),
+        ({"target": "cpuu"}, InputError, "unknown --target 'cpuu'"),
+        ({"student": "tiny_networks:teacher", "prune": 0.5, "tap": "4"}, InputError, "prune"),
+        ({"prune": 0.5, "prune_criterion": "random"}, InputError, "--prune-criterion"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_training(
+    changes: dict[str, Any], error: type[IekdError], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        iekd.run(**settings(**changes, out=str(tmp_path / "run")))
+    assert not (tmp_path / "run" / "checkpoints").exists()
