@@ -20,7 +20,11 @@ def add_commands(app: typer.Typer, out: Console) -> None:
 
     @app.command()
     def build(
-        model: Annotated[Path, typer.Argument(help="ONNX file; its number types are the engine's.")],
+        model: Annotated[Path, typer.Argument(help="ONNX file that a run wrote.")],
+        precision: Annotated[str, typer.Option(help="fp32 (the file as it is), fp16, bf16, int8, fp8 or best.")] = (
+            "fp32"
+        ),
+        data: Annotated[str | None, typer.Option(help="Images to calibrate on, as for the main job.")] = None,
         output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy the engine there.")] = None,
         batch: Annotated[str, typer.Option(help="Smallest,usual,largest batch.")] = "1,1,8",
         height: Sizes = None,
@@ -40,8 +44,8 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         """Build a TensorRT engine for this machine's GPU, out of the cache where it holds one."""
         import shutil
 
+        from iekd.compress.engines import build_engines
         from iekd.deploy.engine import BuildSettings
-        from iekd.deploy.engine import build as build_engine
 
         settings = BuildSettings(
             batch=_range("--batch", batch),
@@ -57,9 +61,16 @@ def add_commands(app: typer.Typer, out: Console) -> None:
             dla_core=dla,
         )
         with out.status("building"):
-            built = build_engine(model, settings, log=out.print if debug else None)
-        path = built.path if output is None else Path(shutil.copyfile(built.path, output))
-        out.print(f"[green]✓[/] {path}  layers in {built.layers}", highlight=False, soft_wrap=True)
+            choices = build_engines(
+                model, precision, settings, data=data, folder=model.parent, log=out.print if debug else None
+            )
+        for choice in choices:
+            if choice.median_ms is not None:
+                out.print(f"  {choice.precision:5} {choice.accuracy:.2%} at {choice.median_ms:.3f} ms", highlight=False)
+        best = choices[0].engine
+        path = best.path if output is None else Path(shutil.copyfile(best.path, output))
+        out.print(f"[green]✓[/] {path}  {choices[0].precision}, layers in {best.layers}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
 
     @app.command()
     def bundle(

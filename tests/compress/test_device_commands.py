@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import onnx
 import pytest
 from small import command
 
@@ -52,6 +53,7 @@ def test_a_model_repository_for_triton(own_run: Path, tmp_path: Path) -> None:
     [
         (("build", "student.onnx", "--batch", "1,x,3"), 2, "is not smallest,usual,largest"),
         (("build", "student.onnx", "--batch", "4,2,1"), 2, "not smallest, usual, largest"),
+        (("build", "student.onnx", "--precision", "fp12"), 2, "unknown precision 'fp12'"),
         (("bundle", "nowhere"), 2, "nowhere"),
         (("deploy", "user@board", "none.zip"), 2, "none.zip"),
         (("serve-config", "none.onnx"), 2, "none.onnx"),
@@ -73,8 +75,41 @@ def test_building_without_tensorrt_says_what_is_missing(own_run: Path, tmp_path:
     try:
         import tensorrt  # noqa: F401
     except ImportError:
-        found = command("build", str(own_run / "student.onnx"), cwd=tmp_path)
-        assert found.returncode == 3
-        assert "TensorRT" in found.stderr
+        for given in ((), ("--precision", "best", "--data", "digits")):
+            found = command("build", str(own_run / "student.onnx"), *given, cwd=tmp_path)
+            assert found.returncode == 3
+            assert "TensorRT" in found.stderr
     else:
         pytest.skip("TensorRT is installed here")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_file_for_an_engine_is_made_as_tensorrt_wants_it(precision: str, own_run: Path, tmp_path: Path) -> None:
+    """What `build --precision` hands to TensorRT, up to the point where a GPU is needed."""
+    from iekd.compress.data import load_data
+    from iekd.compress.engines import convert
+    from iekd.deploy.export import read_metadata
+    from iekd.deploy.graph_checks import quantization_problems
+
+    file = convert(own_run / "student.onnx", precision, load_data("digits"), tmp_path)
+    model = onnx.load(str(file))
+    assert read_metadata(file).classes == tuple(str(number) for number in range(10))
+    if precision == "int8":
+        assert quantization_problems(model) == []
+    else:
+        kinds = {tensor.data_type for tensor in model.graph.initializer}
+        assert onnx.TensorProto.FLOAT16 in kinds
+
+
+def test_another_precision_needs_images(monkeypatch: pytest.MonkeyPatch, own_run: Path, tmp_path: Path) -> None:
+    from iekd.compress import engines
+    from iekd.deploy.engine import BuildSettings
+    from iekd.errors import InputError
+
+    class Present:
+        def require(self) -> None:
+            """As on a machine that has TensorRT."""
+
+    monkeypatch.setattr(engines, "get_backend", lambda name: Present())
+    with pytest.raises(InputError, match="needs images to calibrate on"):
+        engines.build_engines(own_run / "student.onnx", "int8", BuildSettings(), data=None, folder=tmp_path)

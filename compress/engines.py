@@ -1,0 +1,129 @@
+"""``iekd-compress build``: an ONNX file in the precision asked for, and the engine that TensorRT makes of it here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iekd.compress.data import ImageData, load_data
+from iekd.compress.quantize import QuantizeSettings, quantize
+from iekd.compress.targets import TARGETS
+from iekd.deploy.accuracy import measure_accuracy
+from iekd.deploy.backends import get_backend
+from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.engine import BuildSettings, BuiltEngine, build, check_precision, domain_errors
+from iekd.deploy.export import read_metadata
+from iekd.errors import InputError, VerificationError, unknown_name
+
+SCHEMES = TARGETS["tensorrt"].schemes
+PRECISIONS = ("fp32", *SCHEMES, "best")
+IMAGES = 512
+"""Training images that calibrate and decide, half each."""
+WORTH = 0.99
+"""With ``best``: share of the float32 file's accuracy that another precision must keep."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One precision's engine, and what was measured where several were compared."""
+
+    precision: str
+    onnx: Path
+    engine: BuiltEngine
+    accuracy: float | None = None
+    median_ms: float | None = None
+
+
+def build_engines(
+    model: Path, precision: str, settings: BuildSettings, *, data: str | None, folder: Path, log: Any = None
+) -> list[Choice]:
+    """Build the engine, or with ``best`` one a precision, the best first.
+
+    Args:
+        model: a float32 ONNX file, or any for ``fp32``, which builds the file as it is.
+        precision: one of ``PRECISIONS``.
+        settings: how to build.
+        data: images as ``--data`` names them; every precision but fp32 needs them.
+        folder: for the ONNX files in other precisions.
+        log: called with each line of TensorRT's log.
+
+    Raises:
+        InputError: unknown precision, no data, or what :func:`build` refuses.
+        EnvironmentMissingError: no TensorRT or no GPU; told before anything is converted.
+    """
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, PRECISIONS)
+    with domain_errors():
+        settings.check()
+    get_backend("tensorrt").require()
+    if precision == "fp32":
+        return [Choice("fp32", model, build(model, settings, log=log))]
+    images = _images(data)
+    if precision != "best":
+        check_precision(precision)
+        file = convert(model, precision, images, folder)
+        return [Choice(precision, file, build(file, settings, log=log))]
+    files = {"fp32": model}
+    for name in SCHEMES:
+        try:
+            check_precision(name)
+            files[name] = convert(model, name, images, folder)
+        except (InputError, VerificationError):  # not on this GPU, or not with this accuracy: others remain
+            continue
+    built = {name: build(file, settings, log=log) for name, file in files.items()}
+    return _ranked(files, built, images, folder)
+
+
+def convert(model: Path, precision: str, data: ImageData, folder: Path) -> Path:
+    """``model`` in another precision, as TensorRT wants it; ``FOLDER/NAME-PRECISION.onnx``.
+
+    Raises:
+        InputError: as :func:`iekd.compress.quantize.quantize`.
+        VerificationError: it loses more than a point of accuracy whatever stays in float.
+    """
+    images, labels = _some(data.train, model, IMAGES)
+    return quantize(
+        model,
+        folder / f"{model.stem}-{precision}.onnx",
+        scheme=SCHEMES[precision],
+        images=images[::2],
+        labels=labels[::2],
+        held_out=(images[1::2], labels[1::2]),
+        settings=QuantizeSettings(calibration_images=min(256, len(labels[::2]))),
+    ).file
+
+
+def _ranked(files: dict[str, Path], built: dict[str, BuiltEngine], data: ImageData, folder: Path) -> list[Choice]:
+    """The fastest of those that keep their accuracy, then the others by speed."""
+    backend = get_backend("tensorrt")
+    sessions = {name: backend.load(engine.path) for name, engine in built.items()}
+    images, labels = _some(data.val, files["fp32"], len(data.val))
+    accuracy = {
+        name: measure_accuracy(session, [(images, labels)], data.classes)[0].top1.value
+        for name, session in sessions.items()
+    }
+    run = measure_latency(sessions, images[:64], folder=folder / "traces")
+    found = [Choice(name, files[name], built[name], accuracy[name], run.latency[name].median.value) for name in files]
+    return sorted(found, key=lambda one: (_value(one) < WORTH * accuracy["fp32"], one.median_ms))
+
+
+def _value(choice: Choice) -> float:
+    return choice.accuracy or 0.0
+
+
+def _images(data: str | None) -> ImageData:
+    if data is None:
+        raise InputError(
+            "another precision than fp32 needs images to calibrate on.", "Add --data, as for the main job."
+        )
+    return load_data(data)
+
+
+def _some(source: Any, model: Path, count: int) -> tuple[Any, Any]:
+    preprocessing = read_metadata(model).preprocessing
+    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+    pairs = [source[int(index)] for index in np.random.default_rng(0).permutation(chosen)]
+    return np.stack([preprocessing(image) for image, _ in pairs]), np.array([target for _, target in pairs])
