@@ -24,7 +24,7 @@ from iekd.deploy import precision
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.benchmark import measure_latency
-from iekd.deploy.graph_checks import load_float, require_tensorrt_graph
+from iekd.deploy.graph_checks import float_layers, is_quantized, load_float, require_tensorrt_graph
 from iekd.deploy.results import Accuracy
 from iekd.errors import InputError, VerificationError, unknown_name
 from iekd.files import atomic_file
@@ -188,8 +188,9 @@ class _Search:
             ranking = self.rank(winner)
             self.kept = (*self.kept, *self.fewest(ranking, winner))
         path, after = self.written(winner.recipe, winner.method, self.kept)
+        file = self.ship(path, output)
         return QuantizeResult(
-            file=self.ship(path, output),
+            file=file,
             scheme=scheme,
             chosen=winner,
             candidates=tuple(candidate for group in tried for candidate in group),
@@ -284,6 +285,12 @@ class _Search:
                     shutil.copyfile(path.with_suffix(suffix), temporary)
             return output.with_suffix(path.suffix)
         model = onnx.load(str(path))
+        if not is_quantized(model):
+            raise VerificationError(
+                f"{path.stem} left every layer of the network in float.", "Its layers may be too narrow; ship fp16."
+            )
+        if self.scheme.library_keeps:
+            self.kept = (*self.kept, *(name for name in float_layers(model) if name not in self.kept))
         if self.scheme.tensorrt:
             require_tensorrt_graph(model, self.kept)
         return precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)

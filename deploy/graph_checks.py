@@ -87,6 +87,16 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QUANTIZED for node in model.graph.node)
 
 
+def float_layers(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the layers without a quantised input, in order."""
+    graph = Graph(model)
+    return tuple(
+        node.name
+        for node in graph.layers()
+        if not any(graph.made_by(name, "DequantizeLinear") for name in node.input[:2])
+    )
+
+
 def load_float(path: Path) -> onnx.ModelProto:
     """A float32 ONNX model.
 

@@ -41,13 +41,15 @@ class Scheme:
     tensorrt: bool
     """The graph must be one that TensorRT runs as meant."""
     precision: str
+    library_keeps: bool = False
+    """The library may leave layers in float by rules of its own; they are reported as kept."""
 
 
 SCHEMES = {
     "int8-x86-onnxruntime": Scheme("onnxruntime", ("ort-u8s8", "ort-u8s8-layers"), True, False, "int8"),
     "int8-openvino": Scheme("openvino", ("nncf", "ort-u8s8", "ort-s8s8"), True, False, "int8"),
     "int8-tensorrt": Scheme("onnxruntime", ("ort-s8s8",), False, True, "int8"),
-    "fp8-tensorrt": Scheme("onnxruntime", ("modelopt-fp8",), False, True, "fp8"),
+    "fp8-tensorrt": Scheme("onnxruntime", ("modelopt-fp8",), False, True, "fp8", library_keeps=True),
 }
 
 RECIPES = {

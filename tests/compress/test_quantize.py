@@ -139,6 +139,15 @@ def test_a_missing_library_names_the_command(exported: Path, tmp_path: Path, mon
         quantize(exported, tmp_path / "q.onnx", scheme="fp8-tensorrt", settings=FAST, **given(exported))  # type: ignore[arg-type]
 
 
+def test_a_library_that_quantises_nothing_ships_nothing(exported: Path, tmp_path: Path) -> None:
+    """All layers kept by name: what modelopt does by itself with layers of few channels."""
+    layers = tuple(node.name for node in onnx.load(str(exported)).graph.node if node.op_type in ("Conv", "Gemm"))
+    settings = QuantizeSettings(**{**FAST.__dict__, "keep_float": layers, "methods": ("minmax",)})
+    with pytest.raises(VerificationError, match="left every layer of the network in float"):
+        quantize(exported, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=settings, **given(exported))  # type: ignore[arg-type]
+    assert not (tmp_path / "q.onnx").exists()
+
+
 def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
     def chosen(*entries: tuple[float, float, float]) -> int:
         candidates = [Candidate(str(number), "m", *entry) for number, entry in enumerate(entries)]
