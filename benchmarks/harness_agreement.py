@@ -69,7 +69,7 @@ def theirs(file: Path, threads: int, seconds: float, folder: Path) -> dict[str, 
     session = get_backend("openvino").load(file, threads=threads)
     shape = ",".join(map(str, (1, *session.input_shape)))
     session.close()
-    settings = f"-hint none -api sync -nstreams 1 -infer_precision f32 -shape [{shape}]".split()
+    settings = f"-hint none -api sync -nstreams 1 -infer_precision f32 -ip f32 -shape [{shape}]".split()
     report = ["-report_type", "no_counters", "-report_folder", str(folder)]
     command = [tool, "-m", str(file), "-d", "CPU", "-nthreads", str(threads), "-t", str(max(1, round(seconds)))]
     subprocess.run([*command, *settings, *report], capture_output=True, text=True, check=True)
