@@ -220,6 +220,27 @@ def report(
 
 
 @app.command()
+def diagnose(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    images: Annotated[int, typer.Option(min=8, help="Validation images to measure on.")] = 1000,
+    noise: Annotated[str, typer.Option(help="Standard deviations of the weight noise, as shares of each tensor's.")] = (
+        "0.05,0.1,0.2,0.3"
+    ),
+    seeds: Annotated[int, typer.Option(min=2, help="Noises at each of them.")] = 5,
+    against: Annotated[Path | None, typer.Option(help="A second run, put under the same noise.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Say what a run's student learned: likeness to the teacher by part, active channels, steadiness under noise."""
+    from iekd.compress.diagnose import diagnose as examine_run
+    from iekd.compress.diagnose import parse_levels
+    from iekd.compress.diagnostics.summary import diagnosis_table
+
+    with _quiet_libraries():
+        found = examine_run(run, images=images, noise=parse_levels(noise), seeds=seeds, against=against)
+    out.print(diagnosis_table(found), soft_wrap=True)
+
+
+@app.command()
 def models(
     pattern: Annotated[str | None, typer.Argument(help="Search timm's names, such as 'resnet*'.")] = None,
     debug: Debug = False,

@@ -12,11 +12,11 @@ import jinja2
 from markupsafe import Markup, escape
 from pydantic import ValidationError
 
-from iekd.deploy import charts
+from iekd.deploy import charts, diagnostic_charts
 from iekd.deploy.device_results import DeviceResult, device_rows, read_devices
-from iekd.deploy.results import SCHEMA_VERSION, Report
+from iekd.deploy.results import SCHEMA_VERSION, Diagnosis, Report
 from iekd.errors import InputError
-from iekd.files import write_text
+from iekd.files import sha256_of, write_text
 
 
 def write_report(report: Report, folder: Path) -> Path:
@@ -60,6 +60,23 @@ def read_report(path: Path) -> Report:
         ) from error
 
 
+def kept_diagnosis(folder: Path) -> Diagnosis | None:
+    """The run's ``diagnosis.json``; None where there is none, or where the networks have changed since.
+
+    Raises:
+        InputError: damaged.
+    """
+    file = folder / "diagnosis.json"
+    if not file.is_file():
+        return None
+    try:
+        found = Diagnosis.model_validate_json(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is damaged.", "Run `iekd-compress diagnose` again, or delete it.") from error
+    same = all(sha256_of(folder / role) == digest for role, digest in found.artefacts.items())
+    return found if same else None
+
+
 def render(report: Report, devices: Sequence[DeviceResult] = ()) -> str:
     """The page: one self-contained HTML file that asks for nothing from anywhere.
 
@@ -87,6 +104,7 @@ def render(report: Report, devices: Sequence[DeviceResult] = ()) -> str:
             (stage, [Markup(charts.curve(curve)) for curve in group if curve.name != "lr"])
             for stage, group in groupby(report.curves, key=lambda curve: curve.stage)
         ],
+        learned={name: Markup(svg) for name, svg in diagnostic_charts.pictures(report.diagnosis).items()},
         percentiles=[charts.percentiles(model.latency) for model in models],
         configuration=escape("\n".join(f"{key}: {value}" for key, value in report.config.items())),
     )

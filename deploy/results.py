@@ -212,6 +212,53 @@ class Fingerprint(Record):
     extra: dict[str, str] = {}
 
 
+class PartDiagnosis(Record):
+    """Some channels of the student's tap."""
+
+    part: str = Field(description="'inheritance', 'exploration' or 'all'")
+    channels: int
+    active: int = Field(description="channels that are ever active; the others are dead")
+    cka: Interval | None = Field(description="linear CKA with the teacher's tap; None where no channel varies")
+
+
+class TapDiagnosis(Record):
+    """One tap of the student against the teacher's."""
+
+    stage: int = Field(description="number of the student's stage, from its input")
+    teacher_shape: list[int] = Field(description="channels, height, width")
+    student_shape: list[int] = Field(description="channels, height, width")
+    rectified: bool = Field(description="active means above zero; otherwise: varies over images and positions")
+    parts: list[PartDiagnosis]
+    difference: Interval | None = Field(description="CKA of the inheritance part less that of the exploration part")
+
+
+class NoiseLevel(Record):
+    """Accuracy with noisy weights."""
+
+    relative_std: float = Field(description="of the noise, as a share of each weight tensor's own standard deviation")
+    accuracies: list[float] = Field(description="one for each noise that was drawn")
+    mean: float
+    spread: float = Field(description="standard deviation over the noises")
+
+
+class NoiseCurve(Record):
+    """One network under growing noise."""
+
+    name: str
+    levels: list[NoiseLevel]
+
+
+class Diagnosis(Record):
+    """What the student learned: `iekd-compress diagnose`."""
+
+    images: int = Field(description="validation images that all of it was measured on")
+    objective: str
+    artefacts: dict[str, str] = Field(description="SHA-256 of what was diagnosed, by role")
+    taps: list[TapDiagnosis]
+    noise: list[NoiseCurve] = Field(description="the student's, and that of the run it was compared with")
+    sentence: str
+
+
 class Report(Record):
     """Everything that a run found out."""
 
@@ -228,6 +275,7 @@ class Report(Record):
     stages: list[Stage]
     curves: list[Curve]
     fingerprint: Fingerprint
+    diagnosis: Diagnosis | None = Field(default=None, description="where `iekd-compress diagnose` was run")
     notes: list[str] = Field(default=[], description="what the reader should know: fallbacks taken, warnings")
 
 
