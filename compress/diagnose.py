@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iekd.compress.config import RunConfig
 from iekd.compress.data import ImageData
 from iekd.compress.diagnostics.channels import active_channels, is_rectified
-from iekd.compress.diagnostics.cka import FEWEST_IMAGES, likeness
+from iekd.compress.diagnostics.cka import FEWEST_IMAGES, likeness, random_differences
 from iekd.compress.diagnostics.finished_run import FinishedRun, Split, open_run
 from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import BATCH, accuracy_under_noise
@@ -155,6 +155,7 @@ def _diagnose_tap(stage: int, teacher: Tensor, student: Tensor, split: Split | N
     active = active_channels(student)
     found = likeness(teacher, {part: student.index_select(1, index) for part, index in indices.items()})
     inheritance, exploration = found.get("inheritance"), found.get("exploration")
+    difference = inheritance.less(exploration) if inheritance and exploration else None
     return TapDiagnosis(
         stage=stage,
         teacher_shape=list(teacher.shape[1:]),
@@ -169,8 +170,15 @@ def _diagnose_tap(stage: int, teacher: Tensor, student: Tensor, split: Split | N
             )
             for part, index in indices.items()
         ],
-        difference=inheritance.less(exploration) if inheritance and exploration else None,
+        difference=difference,
+        chance=None if difference is None else _chance(difference.value, teacher, student, len(indices["inheritance"])),
     )
+
+
+def _chance(difference: float, teacher: Tensor, student: Tensor, inheriting: int) -> float:
+    """One-sided permutation p-value: how often chance alone makes the parts differ as much."""
+    by_chance = random_differences(teacher, student, inheriting)
+    return float((1 + (by_chance >= difference).sum()) / (1 + len(by_chance)))
 
 
 @torch.no_grad()

@@ -230,6 +230,7 @@ class TapDiagnosis(Record):
     rectified: bool = Field(description="active means above zero; otherwise: varies over images and positions")
     parts: list[PartDiagnosis]
     difference: Interval | None = Field(description="CKA of the inheritance part less that of the exploration part")
+    chance: float | None = Field(description="share of random splits of these channels that differ at least as much")
 
 
 class NoiseLevel(Record):

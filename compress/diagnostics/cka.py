@@ -74,6 +74,41 @@ def likeness(
     return found
 
 
+def random_differences(
+    reference: Tensor, maps: Tensor, first: int, *, splits: int = 200, seed: int = 0
+) -> NDArray[np.float64]:
+    """CKA of ``first`` random channels less that of the other channels, for many random splits.
+
+    What a difference between two parts is to be compared with: any two halves of a network differ a little, whatever it
+    was trained for.
+
+    Args:
+        reference: features (N, ...).
+        maps: channels (N, C, ...) to be split.
+        first: channels in the first part, 1 to C - 1.
+        splits: how many.
+        seed: of the splits.
+
+    Returns:
+        (splits,)
+    """
+    own, whole = gram(reference), gram(maps)
+    centred = maps - maps.mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    one = torch.ones(len(maps), 1, dtype=torch.float64)
+
+    def cka(kernel: Tensor) -> float:
+        return float(hsic(own, kernel, one) / (hsic(own, own, one) * hsic(kernel, kernel, one)).clamp(min=0).sqrt())
+
+    found = []
+    for _ in range(splits):
+        chosen = torch.randperm(maps.shape[1], generator=generator)[:first]
+        part = centred.index_select(1, chosen).flatten(1)
+        kernel = (part @ part.t()).double()
+        found.append(cka(kernel) - cka(whole - kernel))  # a linear kernel is the sum of its channels'
+    return np.array(found)
+
+
 def gram(features: Tensor) -> Tensor:
     """Linear kernel (N, N), float64, of features (N, ...) less their mean over the images."""
     flat = features.flatten(1)

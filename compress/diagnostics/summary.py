@@ -9,6 +9,9 @@ from rich.text import Text
 
 from iekd.deploy.results import Diagnosis, Interval, NoiseLevel, TapDiagnosis
 
+SIGNIFICANT = 0.05
+"""A difference that more random splits than these reach says nothing of the training."""
+
 
 def in_a_sentence(taps: list[TapDiagnosis], objective: str) -> str:
     """Is the exploration part less like the teacher than the inheritance part?  One sentence a tap."""
@@ -23,9 +26,11 @@ def diagnosis_table(found: Diagnosis) -> Group:
 def _about(tap: TapDiagnosis, objective: str, where: str) -> str:
     cka = {part.part: part.cka for part in tap.parts}
     inheritance, exploration = cka.get("inheritance"), cka.get("exploration")
-    if inheritance is None or exploration is None or tap.difference is None:
+    if inheritance is None or exploration is None or tap.difference is None or tap.chance is None:
         return _without_parts(tap, objective, where)
-    if tap.difference.low > 0:
+    if tap.difference.low > 0 and tap.chance > SIGNIFICANT:
+        verdict = "less like the teacher than the inheritance part, but no more so than parts chosen at random"
+    elif tap.difference.low > 0:
         verdict = "less like the teacher than the inheritance part"
     elif tap.difference.high < 0:
         verdict = "more like the teacher than the inheritance part"
@@ -34,7 +39,8 @@ def _about(tap: TapDiagnosis, objective: str, where: str) -> str:
     return (
         f"{where + ', the' if where else 'The'} exploration part is {verdict}: CKA {exploration.value:.3f} against "
         f"{inheritance.value:.3f}, difference {tap.difference.value:.3f} "
-        f"(95 %: {tap.difference.low:.3f} to {tap.difference.high:.3f})."
+        f"(95 %: {tap.difference.low:.3f} to {tap.difference.high:.3f}); "
+        f"{tap.chance:.1%} of random splits differ as much."
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from iekd.compress.config import make_config
 from iekd.compress.diagnose import diagnose, parse_levels
 from iekd.compress.diagnostics.channels import active_channels, is_rectified
-from iekd.compress.diagnostics.cka import gram, hsic, likeness
+from iekd.compress.diagnostics.cka import gram, hsic, likeness, random_differences
 from iekd.compress.diagnostics.finished_run import FinishedRun, open_run
 from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import accuracy, accuracy_under_noise, noisy_weights
@@ -136,6 +136,20 @@ def test_the_interval_is_as_wide_as_new_images_would_make_it() -> None:
     bootstrap = np.median([found.draws.std() for found in fresh if found])
     assert 0.7 < bootstrap / values.std() < 1.4
     assert abs(np.mean([found.draws.mean() - found.value for found in fresh if found])) < 0.5 * values.std()
+
+
+def test_random_splits_are_what_a_planted_split_stands_out_from() -> None:
+    teacher = _random(60, 8)
+    maps = _random(60, 16, 2, 1, seed=1)
+    maps[:, :8] += teacher[:, :, None, None]
+    by_chance = random_differences(teacher, maps, 8, splits=50)
+    planted = _value(teacher, maps[:, :8]) - _value(teacher, maps[:, 8:])
+    assert len(by_chance) == 50
+    assert planted > by_chance.max()
+    assert abs(by_chance.mean()) < 0.3 * planted
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    expected = _value(teacher, maps[:, order[:3]]) - _value(teacher, maps[:, order[3:]])
+    assert random_differences(teacher, maps, 3, splits=1)[0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_features_that_say_nothing_have_no_cka() -> None:
@@ -258,8 +272,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_relevance(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of ie-at at two taps, split by relevance."""
-    return _train(tmp_path_factory.mktemp("relevance") / "run", objective="ie-at", split="relevance", tap="-2,-1")
+    """A run of ie-vkd at two taps, split by relevance."""
+    return _train(tmp_path_factory.mktemp("relevance") / "run", objective="ie-vkd", split="relevance", tap="-2,-1")
 
 
 def _copy(folder: Path, tmp_path: Path) -> Path:
@@ -326,6 +340,7 @@ def test_a_run_without_a_lift_has_one_row(plain: Path, tmp_path: Path) -> None:
     found = diagnose(run, noise=[0.2], seeds=2, images=30)
     assert [part.part for part in found.taps[0].parts] == ["all"]
     assert found.taps[0].difference is None
+    assert found.taps[0].chance is None
     assert "kd splits no channels" in found.sentence
     assert found.images == 30
     assert (run / "diagnosis.json").exists()
@@ -461,7 +476,7 @@ def test_levels_of_noise_in_words() -> None:
 # Words and pictures
 
 
-def _tap(low: float, high: float, stage: int = 4) -> TapDiagnosis:
+def _tap(low: float, high: float, stage: int = 4, chance: float = 0.01) -> TapDiagnosis:
     middle = Interval(value=0.5, low=0.4, high=0.6)
     parts = [
         PartDiagnosis(part=part, channels=10, active=9, cka=middle) for part in ("inheritance", "exploration", "all")
@@ -469,7 +484,13 @@ def _tap(low: float, high: float, stage: int = 4) -> TapDiagnosis:
     difference = Interval(value=(low + high) / 2, low=low, high=high)
     shape = [10, 4, 4]
     return TapDiagnosis(
-        stage=stage, teacher_shape=shape, student_shape=shape, rectified=True, parts=parts, difference=difference
+        stage=stage,
+        teacher_shape=shape,
+        student_shape=shape,
+        rectified=True,
+        parts=parts,
+        difference=difference,
+        chance=chance,
     )
 
 
@@ -486,22 +507,24 @@ def _diagnosis(taps: list[TapDiagnosis], name: str = "student of other") -> Diag
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "words"),
+    ("low", "high", "chance", "words"),
     [
-        (0.1, 0.2, "exploration part is less like the teacher than"),
-        (-0.1, 0.2, "exploration part is not measurably less like the teacher than"),
-        (-0.2, -0.1, "exploration part is more like the teacher than"),
+        (0.1, 0.2, 0.005, "exploration part is less like the teacher than the inheritance part:"),
+        (0.1, 0.2, 0.3, "exploration part is less like the teacher than the inheritance part, but no more so than"),
+        (-0.1, 0.2, 0.01, "exploration part is not measurably less like the teacher than"),
+        (-0.2, -0.1, 1.0, "exploration part is more like the teacher than"),
     ],
 )
-def test_the_sentence_follows_from_the_interval(low: float, high: float, words: str) -> None:
-    text = in_a_sentence([_tap(low, high)], "ie-ft")
+def test_the_sentence_follows_from_the_interval_and_chance(low: float, high: float, chance: float, words: str) -> None:
+    text = in_a_sentence([_tap(low, high, chance=chance)], "ie-ft")
+    assert f"{chance:.1%} of random splits" in text
     assert words in text
     assert f"(95 %: {low:.3f} to {high:.3f})" in text
 
 
 def test_silent_channels_are_said_to_be_silent() -> None:
     tap = _tap(0.1, 0.2)
-    tap.parts[1].cka, tap.parts[1].active, tap.difference = None, 0, None
+    tap.parts[1].cka, tap.parts[1].active, tap.difference, tap.chance = None, 0, None, None
     assert "exploration channels say the same of every image" in in_a_sentence([tap], "ie-ft")
     assert 'aria-label="Likeness of each part to the teacher"' in render(_with(_diagnosis([tap])))
     for part in tap.parts:
