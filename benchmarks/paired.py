@@ -36,8 +36,8 @@ def render(scores: Scores, teacher: float) -> str:
     for row, own in scores.items():
         values = np.array(list(own.values()))
         spread = f"{values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        gain, p = difference(scores, row, "ce") if "ce" in scores else (float("nan"), None)
-        shown = "" if row == "ce" else f"{gain:+.2f}"
+        gain, p = difference(scores, row, "ce") if "ce" in scores else (None, None)
+        shown = "" if row == "ce" or gain is None else f"{gain:+.2f}"
         lines.append(
             f"| {row} | {values.mean():.2f} | {spread} | {len(values)} | {shown} | {'' if p is None else f'{p:.3f}'} |"
         )
