@@ -23,6 +23,7 @@ from iekd.compress.sensitivity import LayerCost, fewest_kept, layer_names, rank_
 from iekd.deploy import precision
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
+from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.graph_checks import float_layers, is_quantized, load_float, require_tensorrt_graph
 from iekd.deploy.results import Accuracy
@@ -275,6 +276,8 @@ class _Search:
 
     def open(self, path: Path) -> Session:
         """A candidate as a session of the scheme's backend."""
+        if self.scheme.precision == "fp8":
+            return ReferenceSession(path, threads=self.settings.threads)
         return get_backend(self.scheme.backend).load(path, threads=self.settings.threads)
 
     def ship(self, path: Path, output: Path) -> Path:

@@ -20,15 +20,15 @@ CLASSES = ("ant", "bee", "cat", "dog")
 class Residual(nn.Module):
     """Stem, one residual block with a depthwise layer, pooling, classifier."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 8) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.expand = nn.Conv2d(8, 16, 1)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.project = nn.Conv2d(16, 8, 1)
-        self.last = nn.Conv2d(8, 16, 1)
-        self.head = nn.Linear(16, len(CLASSES))
+        self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
+        self.expand = nn.Conv2d(width, 2 * width, 1)
+        self.depthwise = nn.Conv2d(2 * width, 2 * width, 3, padding=1, groups=2 * width)
+        self.project = nn.Conv2d(2 * width, width, 1)
+        self.last = nn.Conv2d(width, 2 * width, 1)
+        self.head = nn.Linear(2 * width, len(CLASSES))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         first = torch.relu(self.stem(images))
@@ -37,9 +37,9 @@ class Residual(nn.Module):
         return self.head(joined.mean((2, 3)))
 
 
-def write(path: Path, change: Callable[[Residual], None] = lambda _network: None) -> Path:
+def write(path: Path, change: Callable[[Residual], None] = lambda _network: None, width: int = 8) -> Path:
     """The network as ONNX, after ``change``."""
-    network = Residual()
+    network = Residual(width)
     with torch.no_grad():
         network.head.weight *= 8
         change(network)

@@ -13,6 +13,7 @@ from quantization_samples import CLASSES, images, labelled, loud_channel, write
 
 from iekd.compress.quantize import Candidate, QuantizeSettings, _select, quantize
 from iekd.deploy.backends import BACKENDS, get_backend
+from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.export import read_metadata
 from iekd.deploy.graph_checks import quantization_problems
 from iekd.errors import EnvironmentMissingError, InputError, VerificationError
@@ -100,6 +101,28 @@ def test_a_limit_that_cannot_be_met_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="no share of layers in float makes up for it"):
         quantize(source, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=settings, **found)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["float.onnx"]
+
+
+def test_an_fp8_graph_computes_what_the_float_network_does(tmp_path: Path) -> None:
+    pytest.importorskip("modelopt.onnx", reason="nvidia-modelopt cannot be installed beside every onnx release")
+    source = write(tmp_path / "float.onnx", width=32)
+    result = quantize(source, tmp_path / "q.onnx", scheme="fp8-tensorrt", settings=FEW, **given(source))  # type: ignore[arg-type]
+    kinds = {tensor.data_type for tensor in onnx.load(str(result.file)).graph.initializer}
+    assert TensorProto.FLOAT8E4M3FN in kinds
+    assert 0 < result.chosen.error < 0.02
+    layers = [node.name for node in onnx.load(str(source)).graph.node if node.op_type in ("Conv", "Gemm")]
+    assert set(result.kept_float) < set(layers), "named, and not all of them"
+    assert read_metadata(result.file) == read_metadata(source)
+
+
+def test_the_reference_session_computes_the_same(exported: Path) -> None:
+    session = ReferenceSession(exported, threads=1)
+    assert np.abs(session.run(images(5)) - get_backend("onnxruntime").load(exported).run(images(5))).max() < 1e-4
+    with pytest.raises(InputError, match="the model takes"):
+        session.run(images(5)[:, :2])
+    session.close()
+    with pytest.raises(InputError, match="closed"):
+        session.run(images(5))
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "bf16"])
