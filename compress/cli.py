@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from iekd import __version__
-from iekd.compress.device_commands import add_commands
+from iekd.compress import device_commands, file_commands
 from iekd.errors import EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -274,7 +274,8 @@ def doctor(debug: Debug = False) -> None:
     raise typer.Exit(0 if healthy(findings) else EXIT_ENVIRONMENT)
 
 
-add_commands(app, out)
+device_commands.add_commands(app, out)
+file_commands.add_commands(app, out)
 
 
 def _run(settings: dict[str, Any], config_file: Path | None, *, until: str) -> Any:

@@ -19,13 +19,13 @@ from iekd.compress.diagnostics.cka import FEWEST_IMAGES, likeness, random_differ
 from iekd.compress.diagnostics.finished_run import FinishedRun, Split, open_run
 from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import BATCH, accuracy_under_noise
+from iekd.compress.distill import Teacher, tap_teacher
 from iekd.compress.job import open_data
 from iekd.deploy.report import read_report, write_report
 from iekd.deploy.results import Diagnosis, NoiseCurve, NoiseLevel, PartDiagnosis, TapDiagnosis
 from iekd.errors import InputError, RunFolderError
 from iekd.files import write_text
 from iekd.models.preprocessing import Preprocessing
-from iekd.models.taps import Tapped
 
 NOISE = (0.05, 0.1, 0.2, 0.3)
 IMAGES = 1000
@@ -117,10 +117,10 @@ def _measure(
 ) -> Diagnosis:
     device = _device(run.config)
     made = {role: run.artefact(role, networks.get(role)) for role in ("teacher", "student")}
-    pair = {role: Tapped(artefact.network, run.config.taps).to(device).eval() for role, artefact in made.items()}
+    pair = {role: tap_teacher(artefact.network, run.config.taps).to(device).eval() for role, artefact in made.items()}
     images = _images(data, made["student"].preprocessing, count)
     taps = _diagnose_taps(pair["teacher"], pair["student"], images.pixels, run)
-    curves = [NoiseCurve(name="student", levels=_noise(pair["student"].network, images, levels, seeds))]
+    curves = [NoiseCurve(name="student", levels=_noise(made["student"].network, images, levels, seeds))]
     if other is not None:
         rival = other.artefact("student")
         seen = _images(data, rival.preprocessing, count)
@@ -136,7 +136,7 @@ def _measure(
     )
 
 
-def _diagnose_taps(teacher: Tapped, student: Tapped, pixels: Tensor, run: FinishedRun) -> list[TapDiagnosis]:
+def _diagnose_taps(teacher: Teacher, student: Teacher, pixels: Tensor, run: FinishedRun) -> list[TapDiagnosis]:
     if len(teacher.stages) != len(student.stages):
         raise InputError(
             f"nothing to compare: {len(teacher.stages)} taps of the teacher, {len(student.stages)} of the student."
@@ -182,7 +182,7 @@ def _chance(difference: float, teacher: Tensor, student: Tensor, inheriting: int
 
 
 @torch.no_grad()
-def _maps(network: Tapped, pixels: Tensor) -> list[Tensor]:
+def _maps(network: Teacher, pixels: Tensor) -> list[Tensor]:
     """Each tap's maps (N, C, H, W) of all images, float32 on the CPU."""
     device = next(network.parameters()).device
     batches = [network(batch.to(device)).taps for batch in torch.split(pixels, BATCH)]

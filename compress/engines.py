@@ -84,7 +84,7 @@ def convert(model: Path, precision: str, data: ImageData, folder: Path) -> Path:
         InputError: as :func:`iekd.compress.quantize.quantize`.
         VerificationError: it loses more than a point of accuracy whatever stays in float.
     """
-    images, labels = _some(data.train, model, IMAGES)
+    images, labels = some_arrays(data.train, model, IMAGES)
     return quantize(
         model,
         folder / f"{model.stem}-{precision}.onnx",
@@ -100,7 +100,7 @@ def _ranked(files: dict[str, Path], built: dict[str, BuiltEngine], data: ImageDa
     """The fastest of those that keep their accuracy, then the others by speed."""
     backend = get_backend("tensorrt")
     sessions = {name: backend.load(engine.path) for name, engine in built.items()}
-    images, labels = _some(data.val, files["fp32"], len(data.val))
+    images, labels = some_arrays(data.val, files["fp32"], len(data.val))
     accuracy = {
         name: measure_accuracy(session, [(images, labels)], data.classes)[0].top1.value
         for name, session in sessions.items()
@@ -122,7 +122,8 @@ def _images(data: str | None) -> ImageData:
     return load_data(data)
 
 
-def _some(source: Any, model: Path, count: int) -> tuple[Any, Any]:
+def some_arrays(source: Any, model: Path, count: int) -> tuple[Any, Any]:
+    """``count`` images (or all) spread over ``source``, as ``model`` takes them, shuffled; and their classes."""
     preprocessing = read_metadata(model).preprocessing
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
     pairs = [source[int(index)] for index in np.random.default_rng(0).permutation(chosen)]

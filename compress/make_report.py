@@ -12,7 +12,7 @@ from iekd.compress.config import RunConfig, to_yaml
 from iekd.compress.job import Job
 from iekd.compress.targets import TARGETS
 from iekd.deploy import results
-from iekd.deploy.report import write_report
+from iekd.deploy.report import kept_diagnosis, write_report
 from iekd.deploy.verdict import judge
 from iekd.files import sha256_of
 
@@ -53,6 +53,7 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
         verdict=verdict,
         stages=[_stage(name, entry) for name, entry in stages.items()],
         curves=_curves(stages),
+        diagnosis=kept_diagnosis(job.folder),
         fingerprint=results.Fingerprint(**measured["fingerprint"]),
         notes=[*notes, *warnings, *_about(job, stages)],
     )

@@ -11,7 +11,10 @@ from pathlib import Path
 
 from iekd.deploy.results import Fingerprint
 
-PACKAGES = ("iekd-compress", "torch", "timm", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino")
+PACKAGES = (
+    *("iekd-compress", "torch", "timm", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "openvino"),
+    *("nncf", "nvidia-modelopt", "onnxconverter-common", "torch-pruning"),
+)
 
 
 def fingerprint(threads: int) -> Fingerprint:

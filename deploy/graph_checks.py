@@ -71,6 +71,24 @@ class Graph:
         """The nodes that multiply, in order."""
         return [node for node in self.nodes if node.op_type in WEIGHTED]
 
+    def next_layers(self, node: NodeProto) -> frozenset[str]:
+        """Names of the layers that read what ``node`` writes, with no other layer in between."""
+        found, seen, waiting = set(), set(), list(node.output)
+        while waiting:
+            name = waiting.pop()
+            for reader in self.consumers.get(name, []):
+                if reader.op_type in WEIGHTED:
+                    found.add(reader.name)
+                elif reader.output[0] not in seen:
+                    seen.add(reader.output[0])
+                    waiting += reader.output
+        return frozenset(found)
+
+    def left_in_float(self, node: NodeProto, kept_float: Collection[str]) -> bool:
+        """Is the node in float because it is named, or because all layers that read it are?"""
+        following = self.next_layers(node)
+        return node.name in kept_float or bool(following and following <= set(kept_float))
+
     def residual_additions(self) -> list[NodeProto]:
         """Additions of two feature maps (N, C, H, W); biases and the token additions of transformers are none."""
         return [
@@ -141,7 +159,8 @@ def quantization_problems(model: onnx.ModelProto, kept_float: Collection[str] = 
     for node in graph.layers():
         problems += _layer_problems(graph, node, kept_float)
     for node in graph.residual_additions():
-        if node.name not in kept_float and not any(graph.made_by(name, "DequantizeLinear") for name in node.input):
+        quantized = any(graph.made_by(name, "DequantizeLinear") for name in node.input)
+        if not quantized and not graph.left_in_float(node, kept_float):
             problems.append(f"the residual addition {node.name} has no quantised input")
     return problems
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from small import arguments
 
+from iekd.compress import cli
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -88,7 +90,9 @@ def test_documented_commands_take_the_options_that_they_show(document: str, line
         "sys.argv = sys.argv[1:]; cli.main()"
     )
     words = shlex.split(line)
-    sub = {"export", "bench", "predict", "report", "models", "objectives", "doctor"} & set(words[1:2])
+    trains = {"teacher", "distill"}
+    sub = {command.name or command.callback.__name__ for command in cli.app.registered_commands} - trains
+    sub &= set(words[1:2])
     if sub:
         words = [*words[:2], "--help"]
     answer = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)

@@ -36,6 +36,12 @@ class EnsembleTeacher(nn.Module):
         logits = torch.stack([answer.logits.float() for answer in answers]).mean(0)
         return Features(logits, tuple(_joined(maps) for maps in zip(*(answer.taps for answer in answers), strict=True)))
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Stage numbers of the joint taps: the first teacher's."""
+        stages: tuple[int, ...] = self.teachers[0].stages  # type: ignore[assignment]
+        return stages
+
     def members(self, image_size: int) -> tuple[tuple[TapShape, ...], ...]:
         """Each teacher's tap shapes."""
         return tuple(teacher.shapes(image_size) for teacher in self.teachers)  # type: ignore[operator]

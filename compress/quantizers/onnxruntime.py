@@ -42,10 +42,11 @@ class OrtQuantizer:
         self._calibration = calibration
         self._symmetric = symmetric
         self._model: onnx.ModelProto = onnx.shape_inference.infer_shapes(calibration.model)
-        graph = Graph(self._model)
-        self._nodes = {node.name for node in graph.nodes} if everything else {node.name for node in graph.layers()}
+        self._graph = Graph(self._model)
+        self._layers = {node.name for node in self._graph.layers()}
+        self._others = list(self._graph.nodes) if everything else []
         if symmetric and not is_transformer(self._model):
-            self._nodes |= {node.name for node in graph.residual_additions()}
+            self._others = self._graph.residual_additions()
 
     def write(self, path: Path, method: str, kept_float: Collection[str] = ()) -> None:
         """See :class:`iekd.compress.quantizers.Quantizer`."""
@@ -60,9 +61,11 @@ class OrtQuantizer:
 
         operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
         options = {**_SYMMETRIC, "OpTypesToExcludeOutputQuantization": operators} if self._symmetric else {}
-        wanted = [node.name for node in self._model.graph.node if node.name in self._nodes - set(kept_float)]
-        if not wanted:
+        layers = self._layers - set(kept_float)
+        if not layers:
             return copy.deepcopy(self._calibration.model)
+        others = (node for node in self._others if node.name not in self._layers)
+        wanted = [*layers, *(node.name for node in others if not self._graph.left_in_float(node, kept_float))]
         with _quiet():
             quantizer = QDQQuantizer(
                 copy.deepcopy(self._model),
@@ -71,7 +74,7 @@ class OrtQuantizer:
                 weight_qType=QuantType.QInt8,
                 activation_qType=QuantType.QInt8 if self._symmetric else QuantType.QUInt8,
                 tensors_range=self._tensors_range(method),
-                nodes_to_quantize=wanted,
+                nodes_to_quantize=sorted(wanted),
                 nodes_to_exclude=[],
                 op_types_to_quantize=operators,
                 extra_options=options,

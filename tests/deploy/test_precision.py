@@ -185,3 +185,21 @@ def test_foreign_operators_and_inner_casts_are_named(exported: Path, tmp_path: P
     assert len(cast_problems(cast)) == 2, "a head of its own precision"
     cast.graph.node[1].op_type = "QLinearConv"
     assert operator_problems(cast) == [f"QLinearConv (node {cast.graph.node[1].name}) is not on NVIDIA's list"]
+
+
+def test_an_addition_is_in_float_where_all_its_readers_are() -> None:
+    model = layer()
+    model.graph.node.extend(
+        [
+            helper.make_node("Add", ["y", "y"], ["z"], "join"),
+            helper.make_node("Relu", ["z"], ["r"], "activation"),
+            helper.make_node("Conv", ["r", "next_weight"], ["w"], "next"),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.ones((2, 2, 1, 1), np.float32), "next_weight"))
+    model.graph.output[0].name = "w"
+    assert quantization_problems(model) == [
+        "the layer next is not quantised",
+        "the residual addition join has no quantised input",
+    ]
+    assert quantization_problems(model, ["next"]) == []
