@@ -113,10 +113,11 @@ def test_a_session_without_events_has_no_parts(tmp_path: Path) -> None:
 
 def test_one_session_alone_is_measured_without_pauses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses would let a hot device cool; they are there for the sake of the other session."""
-    monkeypatch.setattr(bench, "SETTLE_SECONDS", 5.0)
-    before = time.perf_counter()
-    bench.measure_latency({"x": Sleeping()}, images(1), folder=tmp_path, seconds=0.2, warmup_seconds=0)
-    assert time.perf_counter() - before < 5
+    monkeypatch.setattr(bench, "SETTLE_SECONDS", None)  # no pause can be of that length
+    one, two = {"x": Sleeping()}, {"x": Sleeping(), "y": Sleeping()}
+    bench.measure_latency(one, images(1), folder=tmp_path, seconds=0.01, warmup_seconds=0)
+    with pytest.raises(TypeError):
+        bench.measure_latency(two, images(1), folder=tmp_path, seconds=0.01, warmup_seconds=0)
 
 
 # --- throughput ---------------------------------------------------------------------------------------------------
@@ -149,11 +150,10 @@ def throughput(session: Sleeping, tmp_path: Path, **settings: float) -> Throughp
 
 def test_streams_overlap(tmp_path: Path) -> None:
     session = Overlapping(20)
-    one = throughput(session, tmp_path, streams=1, batch=2, warmup_seconds=0)
+    throughput(session, tmp_path, streams=1, batch=2, warmup_seconds=0)
     assert session.most == 1
     four = throughput(session, tmp_path, streams=4, batch=2, warmup_seconds=0)
     assert session.most == 4
-    assert 2 < four.images_per_second.value / one.images_per_second.value < 5
     assert set(session.batches) == {2}
     trace = np.load(tmp_path / "t.npz")
     assert len(trace["ended_seconds"]) == len(trace["started_seconds"]) == four.calls
