@@ -16,6 +16,7 @@ from rich.console import Console
 
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
+from iekd.compress.search_command import add_search
 from iekd.errors import EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -310,6 +311,8 @@ def _misplaced(command: str, settings: dict[str, Any]) -> IekdError:
     flags = ", ".join("--" + key.replace("_", "-") for key, value in settings.items() if value is not None)
     return InputError(f"{flags} stands before '{command}'.", f"Write options after the subcommand: {command} {flags}")
 
+
+add_search(app, out, _with_settings(), _quiet_libraries)
 
 if __name__ == "__main__":
     main()

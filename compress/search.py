@@ -1,0 +1,278 @@
+"""Given limits, find the student: over networks, pruning, precision and input size.
+
+First a latency table rules out what is too slow, before anything is trained; then Optuna chooses what gets a short
+recovery under the one shared teacher; then the winners get the full schedule.  Every trial is a run folder like any.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock
+
+from iekd.compress.config import RunConfig, make_config
+from iekd.compress.data import ImageData
+from iekd.compress.job import open_data
+from iekd.compress.measure import require_backend
+from iekd.compress.objectives.catalogue import is_mutual
+from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
+from iekd.compress.plan import STUDENT_EPOCHS
+from iekd.compress.searching import space as spaces
+from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key
+from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, points_of, promising
+from iekd.compress.searching.space import Candidate, Space
+from iekd.compress.searching.study import Study, open_storage, require_optuna
+from iekd.compress.variants import require_quantizers
+from iekd.deploy.search_page import render
+from iekd.errors import InputError
+from iekd.files import write_text
+from iekd.models.checkpoint import read_description
+from iekd.models.ensemble import member_names
+from iekd.models.registry import is_artefact, resolve
+
+SLACK = 1.1
+"""A candidate is trained where the table has it at most so far above the limit: the table's figures are short ones."""
+_NOT_COMPARED = ("student", "out", "prune", "image_size", "epochs", "workers", "min_retained", "max_latency")
+Phase = Literal["short", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """What a search has beside the settings of its runs."""
+
+    prunes: str | None = None
+    """Shares of MACs to remove, joined by commas.  None: 0, 0.3, 0.5, 0.7."""
+    sizes: str | None = None
+    """Input sizes, pixels, joined by commas.  None: the one that suits teacher and data."""
+    trials: int = 12
+    """Short recoveries, over all workers."""
+    short_epochs: int | None = None
+    """Epochs of each.  None: a quarter of the full schedule."""
+    winners: int = 3
+    """Networks that get the full schedule."""
+    storage: str | None = None
+    """Database that workers on several machines share, as SQLAlchemy writes it.  None: a journal in the folder."""
+
+
+def search(settings: dict[str, Any], own: SearchSettings, observer: Observer | None = None) -> Outcome:
+    """Find the student that keeps the limits, and write ``search.json`` and ``search.html``.
+
+    Args:
+        settings: of :class:`~iekd.compress.config.RunConfig`; ``student`` may be what
+            :func:`~iekd.compress.searching.space.parse_students` takes, ``prune`` and ``image_size`` fix what would be
+            searched.  At least one of ``max_latency`` and ``min_retained`` has to be given.
+        own: of the search.
+        observer: is told how each run goes on.
+
+    Raises:
+        IekdError: what the user gave cannot be used, or a part of the environment is missing.
+    """
+    limits = limits_of(settings)
+    require_optuna()
+    students = spaces.parse_students(settings.get("student"))
+    config = make_config({"precision": "best", **_given(settings), "student": students[0]})
+    _check(config, own)
+    config = dataclasses.replace(config, out=str(config.folder if config.out else _default_folder(config)))
+    data = open_data(config)
+    return _Search(config, limits, own, _space(config, own, students, settings, data), data, observer).run()
+
+
+def limits_of(settings: dict[str, Any]) -> Limits:
+    """The limits among ``settings``, of which there must be one.
+
+    Raises:
+        InputError: there is none, or one of them is not a limit.
+    """
+    given = _given(settings)
+    if not {"max_latency", "min_retained"} & given.keys():
+        raise InputError("no limit given.", "Add --max-latency 2ms, --min-retained 0.99, or both.")
+    checked = make_config({**given, "teacher": given.get("teacher"), "student": "any"})
+    return Limits(
+        max_latency_ms=checked.max_latency_ms,
+        min_retained=checked.min_retained if "min_retained" in given else None,
+    )
+
+
+class _Search:
+    """One worker's search."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        limits: Limits,
+        own: SearchSettings,
+        space: Space,
+        data: ImageData,
+        observer: Observer | None,
+    ) -> None:
+        self.config, self.limits, self.own, self.space, self.data = config, limits, own, space, data
+        self.observer = observer or Observer()
+        self.folder = config.folder
+        self.epochs = config.epochs or STUDENT_EPOCHS
+
+    def run(self) -> Outcome:
+        storage = open_storage(self.own.storage, self.folder)
+        short, full = (
+            Study(f"{self.folder.name}{end}", storage, self.space, self._identity(), self.config.seed)
+            for end in ("", "-full")
+        )
+        table = self._table()
+        refused = {candidate.name: entry["refused"] for candidate, entry in table.items() if "refused" in entry}
+        if len(refused) == len(table):
+            raise InputError(f"no candidate can be had; {next(iter(refused.values()))}", "Give other students.")
+        usable = [candidate for candidate in table if candidate.name not in refused]
+        worth = [candidate for candidate in usable if self._is_worth_it(table[candidate])]
+        accuracy = None
+        if worth:
+            accuracy = self._reference_accuracy()
+            short.explore(worth, self.own.trials, functools.partial(self._train, phase="short"))
+            winners = promising(_points(short), self.limits, self.own.winners)
+            full.complete(winners, functools.partial(self._train, phase="full"))
+        outcome = judge(
+            [*_points(short), *_points(full)],
+            table,
+            [candidate for candidate in usable if candidate not in worth],
+            {**refused, **short.refused(), **full.refused()},
+            config=self.config,
+            limits=self.limits,
+            teacher_accuracy=accuracy,
+        )
+        if worth and not outcome.points:
+            raise InputError(f"no candidate could be trained; {_first(outcome.refused)}", "Correct that setting.")
+        write_text(self.folder / "search.json", outcome.model_dump_json(indent=2) + "\n")
+        write_text(self.folder / "search.html", render(outcome.model_dump()))
+        return outcome
+
+    def _table(self) -> dict[Candidate, Entry]:
+        candidates = self.space.candidates()
+        self.observer.stage_started("latency table", len(candidates))
+        latencies = LatencyTable(self.config, len(self.data.classes))
+        return latencies.look_up(candidates, functools.partial(self.observer.stage_advanced, "latency table"))
+
+    def _is_worth_it(self, entry: Entry) -> bool:
+        return self.limits.fast_enough(min(entry["latency"].values()) / SLACK)
+
+    def _train(self, candidate: Candidate, phase: Phase) -> tuple[dict[str, Any], tuple[float, float]]:
+        """A whole run of one candidate; what is known of its files, and the two figures that Optuna goes by."""
+        self.observer.note(f"{phase} schedule: {candidate.name}")
+        run = f"{phase}/{candidate.name}"
+        config = self._run_config(candidate, run, self.epochs if phase == "full" else self._short_epochs())
+        report = run_stages(config, config.teacher, config.student, self.data, self.observer, until="report")
+        assert report is not None
+        points = points_of(report, candidate, phase, self._reference_accuracy(), run, socket.gethostname())
+        fast = [point for point in points if self.limits.fast_enough(point.latency.value)]
+        best = max(fast, key=lambda p: p.retained) if fast else min(points, key=lambda p: p.latency.value)
+        return {"points": [point.model_dump() for point in points]}, (best.retained, best.latency.value)
+
+    def _run_config(self, candidate: Candidate, run: str, epochs: int) -> RunConfig:
+        return dataclasses.replace(
+            self.config,
+            teacher=str(self._teacher(candidate.size)),
+            student=candidate.student,
+            teacher_epochs=0,
+            teacher_weights="auto",
+            prune=candidate.prune,
+            image_size=candidate.size,
+            epochs=epochs,
+            out=str(self.folder / run),
+        )
+
+    def _short_epochs(self) -> int:
+        return self.own.short_epochs or max(1, self.epochs // 4)
+
+    def _teacher(self, size: int) -> Path:
+        """The artefact of the one teacher for this input size, trained by whoever needs it first."""
+        out = self.folder / "teachers" / f"{size}px"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{out}.lock"):
+            if not (out / "teacher" / "model.json").is_file():
+                student = self.space.students[0]
+                config = dataclasses.replace(
+                    self.config, student=student, prune=0.0, precision="fp32", image_size=size, out=str(out)
+                )
+                run_stages(config, config.teacher, student, self.data, self.observer, until="teacher")
+        return out / "teacher"
+
+    def _reference_accuracy(self) -> float:
+        """Of the teacher at the largest input size: what every candidate is held against."""
+        accuracy = float(read_description(self._teacher(max(self.space.sizes)))["facts"]["accuracy"])
+        if accuracy <= 0:
+            raise InputError("the teacher answers no validation image correctly.", "Train it for longer.")
+        return accuracy
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in every worker and after every stop; the latencies' machine is among it."""
+        kept = {key: value for key, value in dataclasses.asdict(self.config).items() if key not in _NOT_COMPARED}
+        found = {
+            **kept,
+            "students": self.space.students,
+            "prunes": self.space.prunes,
+            "sizes": self.space.sizes,
+            "epochs": self.epochs,
+            "short epochs": self._short_epochs(),
+            "data digest": self.data.digest,
+            "machine (or its software)": machine_key(self.config),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(found))
+        return plain
+
+
+def _points(study: Study) -> list[Point]:
+    return [Point(**point) for result in study.results() for point in result["points"]]
+
+
+def _first(refused: dict[str, str]) -> str:
+    name, why = next(iter(refused.items()))
+    return f"{name}: {why}"
+
+
+def _space(
+    config: RunConfig, own: SearchSettings, students: tuple[str, ...], settings: dict[str, Any], data: ImageData
+) -> Space:
+    if own.prunes is not None and settings.get("prune") is not None:
+        raise InputError("both --prune and --prunes given.", "Give one of them.")
+    if own.sizes is not None and config.image_size is not None:
+        raise InputError("both --image-size and --sizes given.", "Give one of them.")
+    prunes = spaces.parse_shares(own.prunes) if own.prunes is not None else spaces.PRUNES
+    if settings.get("prune") is not None:
+        prunes = (config.prune,)
+    sizes = (
+        spaces.parse_sizes(own.sizes) if own.sizes is not None else (config.image_size or _usual_size(config, data),)
+    )
+    return Space(students, prunes, sizes)
+
+
+def _usual_size(config: RunConfig, data: ImageData) -> int:
+    teacher = member_names(config.teacher)[0]
+    return int(read_description(Path(teacher))["preprocessing"]["size"]) if is_artefact(teacher) else data.default_size
+
+
+def _check(config: RunConfig, own: SearchSettings) -> None:
+    if is_mutual(config.objective):
+        raise InputError(
+            f"{config.objective} trains both networks together: no teacher can be shared by all candidates.",
+            "Choose another objective; `iekd-compress objectives` lists them.",
+        )
+    for flag, value in (("--trials", own.trials), ("--winners", own.winners), ("--short-epochs", own.short_epochs)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} {value} is not a count.", "Give at least 1.")
+    for name in member_names(config.teacher):
+        if not is_artefact(name):
+            resolve(name)
+    require_backend(config)
+    require_quantizers(config)
+
+
+def _default_folder(config: RunConfig) -> Path:
+    return Path("runs") / f"search-{dataclasses.replace(config, student='any').folder.name.replace('-any-', '-')}"
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}

@@ -1,0 +1,97 @@
+"""The command ``search``.  A thin layer, as ``cli.py`` is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from iekd.errors import EXIT_KEPT, EXIT_MISSED
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file of settings; flags win.", rich_help_panel="Run")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
+_PANEL = "Search"
+Prunes = Annotated[
+    str | None,
+    typer.Option(help="Shares of MACs to remove, such as 0,0.5. [dim]\\[0,0.3,0.5,0.7][/]", rich_help_panel=_PANEL),
+]
+Sizes = Annotated[str | None, typer.Option(help="Input sizes, such as 64,96.", rich_help_panel=_PANEL)]
+Trials = Annotated[int, typer.Option(help="Networks that get a short recovery.", rich_help_panel=_PANEL)]
+ShortEpochs = Annotated[
+    int | None, typer.Option(help="Epochs of a short recovery; default a quarter.", rich_help_panel=_PANEL)
+]
+Winners = Annotated[int, typer.Option(help="Networks that get the full schedule.", rich_help_panel=_PANEL)]
+Storage = Annotated[
+    str | None, typer.Option(help="Database that several machines share.", metavar="URL", rich_help_panel=_PANEL)
+]
+
+
+def add_search(
+    app: typer.Typer,
+    out: Console,
+    with_settings: Callable[[Any], Any],
+    quiet_libraries: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """Put ``search`` into ``app``; ``with_settings`` gives a command one option for each setting of a run."""
+
+    @app.command()
+    @with_settings
+    def search(
+        config_file: ConfigFile = None,
+        prunes: Prunes = None,
+        sizes: Sizes = None,
+        trials: Trials = 12,
+        short_epochs: ShortEpochs = None,
+        winners: Winners = 3,
+        storage: Storage = None,
+        debug: Debug = False,
+        **settings: Any,
+    ) -> None:
+        """Given --max-latency, --min-retained or both, find the STUDENT: names, a pattern or a family of them.
+
+        A search that was stopped goes on where it was; the same command in several processes shares the work.
+        """
+        from iekd.compress.config import read_config_file
+        from iekd.compress.console import ConsoleObserver
+
+        given = read_config_file(config_file) if config_file is not None else {}
+        given |= {key: value for key, value in settings.items() if value is not None}
+        with ConsoleObserver(out) as observer, quiet_libraries():
+            from iekd.compress.search import SearchSettings
+            from iekd.compress.search import search as find
+
+            own = SearchSettings(
+                prunes=prunes,
+                sizes=sizes,
+                trials=trials,
+                short_epochs=short_epochs,
+                winners=winners,
+                storage=storage,
+            )
+            found = find(given, own, observer)
+        _print(out, found)
+        raise typer.Exit(EXIT_KEPT if found.kept else EXIT_MISSED)
+
+
+def _print(out: Console, found: Any) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0), title="Pareto front")
+    for title in ("student", "pruned", "input", "precision", "kept", "median", "file"):
+        table.add_column(title, overflow="fold")
+    for point in found.front:
+        cells = (f"{point.prune:.0%}", str(point.size), point.precision, f"{point.retained:.1%}")
+        table.add_row(
+            escape(point.student), *cells, f"{point.latency.value:.3g} ms", escape(f"{point.run}/{point.file}")
+        )
+    if found.front:
+        out.print(table)
+    mark = "[bold green]FOUND[/]" if found.kept else "[bold red]MISSED[/]"
+    out.print(f"{mark}  {escape(found.sentence)}", highlight=False, soft_wrap=True)

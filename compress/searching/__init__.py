@@ -1,0 +1,1 @@
+"""The parts of the search for a student: candidates, latency table, study, choice."""
