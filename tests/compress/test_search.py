@@ -1,0 +1,269 @@
+"""The search, whole, on tiny networks and real digits; and its parts by themselves."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+from small import command, settings
+
+from iekd.compress.config import make_config
+from iekd.compress.observer import Observer
+from iekd.compress.search import SearchSettings, limits_of, search
+from iekd.compress.searching import latency_table
+from iekd.compress.searching.latency_table import LatencyTable
+from iekd.compress.searching.outcome import Limits, Point, judge, pareto_front, promising
+from iekd.compress.searching.space import Candidate, Space, parse_shares, parse_sizes, parse_students
+from iekd.compress.searching.study import Study, open_storage
+from iekd.deploy.results import Interval
+from iekd.errors import InputError
+
+pytest.importorskip("optuna")
+OWN = SearchSettings(prunes="0", sizes="16", trials=2, short_epochs=1, winners=1)
+SPACE = Space(("a", "b"), (0.0, 0.5), (16,))
+
+
+def tiny(out: Path, **changes: Any) -> dict[str, Any]:
+    given = settings(
+        teacher="tiny_networks:teacher",
+        student="tiny_networks:student,tiny_networks:teacher",
+        tap="4",
+        train_limit=96,
+        views=2,
+        bench_seconds=0.05,
+        factor_epochs=1,
+        lr=0.02,
+        precision="fp32",
+        out=str(out),
+        min_retained=None,
+        image_size=None,
+    )
+    return {**given, **changes}
+
+
+def point(retained: float, latency: float, student: str = "a", phase: Any = "short") -> Point:
+    return Point(
+        student=student,
+        prune=0.0,
+        size=16,
+        precision="fp32",
+        phase=phase,
+        retained=retained,
+        accuracy=Interval(value=retained, low=retained, high=retained),
+        latency=Interval(value=latency, low=latency, high=latency),
+        run="short/a",
+        file="student.onnx",
+        host="here",
+    )
+
+
+class Watch(Observer):
+    """Counts runs, and interrupts the second one after its student's first epoch where asked, as Ctrl-C does."""
+
+    def __init__(self, stop: bool = False) -> None:
+        self.stop, self.trained, self.reused = stop, 0, 0
+
+    def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
+        if name == "student":
+            self.trained += 1
+            if self.stop and self.trained == 2:
+                raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, Any]:
+    """A search that was interrupted in its second trial, gone on with: folder, epochs after the stop, outcome."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    out = tmp_path_factory.mktemp("search") / "study"
+    with pytest.raises(KeyboardInterrupt):
+        search(tiny(out, min_retained=0.01), OWN, Watch(stop=True))
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("measured again")
+
+    patch.setattr(LatencyTable, "_measure", never)  # the table is on disk by now
+    watch = Watch()
+    outcome = search(tiny(out, min_retained=0.01), OWN, watch)
+    patch.undo()
+    return out, watch.trained, outcome
+
+
+def test_every_point_is_a_file_that_ships(searched: tuple[Path, int, Any]) -> None:
+    out, _, outcome = searched
+    assert outcome.kept
+    assert {p.phase for p in outcome.points} == {"short", "full"}
+    assert {p.student for p in outcome.points} == {"tiny_networks:student", "tiny_networks:teacher"}
+    for found in outcome.points:
+        onnxruntime.InferenceSession(str(out / found.run / found.file))
+        report = json.loads((out / found.run / "report.json").read_text())
+        assert report["student"]["latency"]["median"]["value"] == found.latency.value
+        assert found.accuracy.value / outcome.teacher_accuracy == pytest.approx(found.retained)
+    assert outcome.chosen in outcome.front
+    assert json.loads((out / "search.json").read_text()) == outcome.model_dump()
+    page = (out / "search.html").read_text()
+    assert "<svg" in page
+    assert outcome.chosen.file in page
+
+
+def test_a_stopped_search_trains_only_what_is_left(searched: tuple[Path, int, Any]) -> None:
+    """Of two short recoveries of one epoch both were on disk when it stopped; what is left is the winner's schedule."""
+    out, trained, _ = searched
+    assert trained == 2
+    assert len(list((out / "short").iterdir())) == 2
+    assert len(list((out / "teachers").glob("*/teacher"))) == 1
+
+
+def test_another_search_in_the_same_folder_is_refused(searched: tuple[Path, int, Any]) -> None:
+    out, _, _ = searched
+    with pytest.raises(InputError, match="is of another batch_size: it was 32 and is 16"):
+        search(tiny(out, min_retained=0.01, batch_size=16), OWN)
+
+
+def test_a_latency_that_nothing_meets_trains_nothing(tmp_path: Path) -> None:
+    given = tiny(tmp_path / "study", max_latency="0.00001ms")
+    outcome = search(given, OWN, Watch())
+    assert not outcome.kept
+    assert outcome.points == []
+    assert outcome.nearest_estimate.latency["fp32"] == min(entry.latency["fp32"] for entry in outcome.too_slow)
+    assert "None is fast enough" in outcome.sentence
+    assert not (tmp_path / "study" / "teachers").exists()
+    assert "too slow" in (tmp_path / "study" / "search.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_ends_with_1_where_a_limit_cannot_be_met(tmp_path: Path) -> None:
+    flags = []
+    for key, value in tiny(tmp_path / "study", max_latency="1us").items():
+        flags += [] if value is None else ["--" + key.replace("_", "-"), str(value)]
+    environment = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2] / 'src'}"}
+    result = command("search", *flags, "--prunes", "0", "--sizes", "16", **environment)
+    assert result.returncode == 1, result.stderr
+    assert "MISSED" in result.stdout
+    assert "None is fast enough" in result.stdout
+
+
+def test_latencies_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_config(tiny(tmp_path, student="any", precision="int8"))
+    candidates = [Candidate("tiny_networks:student", 0.0, 16), Candidate("tiny_networks:student", 0.0, 24)]
+    first = LatencyTable(config, 10).look_up(candidates[:1])
+    assert set(first[candidates[0]]["latency"]) == {"fp32", "int8"}
+    measured: list[Candidate] = []
+
+    def measure(_: LatencyTable, candidate: Candidate) -> dict[str, Any]:
+        measured.append(candidate)
+        return {"refused": "only counted"}
+
+    monkeypatch.setattr(LatencyTable, "_measure", measure)
+    assert LatencyTable(config, 10).look_up(candidates)[candidates[0]] == first[candidates[0]]
+    assert measured == candidates[1:]
+    monkeypatch.setattr(latency_table, "machine_key", lambda _: "another")
+    LatencyTable(config, 10).look_up(candidates[:1])
+    assert measured == [candidates[1], candidates[0]]
+
+
+def test_the_front_the_winners_and_the_choice() -> None:
+    points = [point(0.9, 1.0), point(0.8, 1.5, "b"), point(0.99, 2.0, "c"), point(1.0, 4.0, "d")]
+    assert [p.student for p in pareto_front(points)] == ["a", "c", "d"]
+    limits = Limits(max_latency_ms=3.0, min_retained=0.95)
+    assert [c.student for c in promising(points, limits, 3)] == ["c", "a"]
+    config = make_config({"teacher": "t", "student": "s"})
+
+    def found(limits: Limits, given: list[Point]) -> Any:
+        return judge(given, {}, [], {}, config=config, limits=limits, teacher_accuracy=0.9)
+
+    assert found(limits, points).chosen.student == "c"
+    assert found(Limits(max_latency_ms=1.7, min_retained=None), points).chosen.student == "a"
+    assert found(Limits(max_latency_ms=None, min_retained=0.85), points).chosen.student == "a"
+    missed = found(Limits(max_latency_ms=1.7, min_retained=0.95), points)
+    assert (missed.nearest_fast.student, missed.nearest_accurate.student) == ("a", "c")
+    assert "Nearest that is fast enough: a" in missed.sentence
+    assert "Nearest that is accurate enough: c" in missed.sentence
+    grown = found(limits, [*points, point(0.97, 1.0, phase="full")])
+    assert grown.chosen.student == "a"
+    assert len(grown.points) == 4
+
+
+def _work(storage: str, folder: str) -> None:
+    study = Study("s", open_storage(storage, Path(folder)), SPACE, {"k": 1}, seed=0)
+    study.explore(SPACE.candidates(), 4, lambda c: ({"points": [], "name": c.name}, (0.5, 1.0)))
+
+
+def test_workers_share_a_database(tmp_path: Path) -> None:
+    """Two processes, one storage: every candidate is done once, whoever does it."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = Study("s", open_storage(url, tmp_path), SPACE, {"k": 1}, seed=0)
+    study.explore(SPACE.candidates(), 1, lambda c: ({"points": [], "name": c.name}, (0.5, 1.0)))
+    processes = [multiprocessing.get_context("spawn").Process(target=_work, args=(url, str(tmp_path))) for _ in "ab"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert {result["name"] for result in study.results()} == {c.name for c in SPACE.candidates()}
+    with pytest.raises(InputError, match="of another k"):
+        Study("s", open_storage(url, tmp_path), SPACE, {"k": 2}, seed=0)
+
+
+def test_what_is_not_worth_training_is_not_trained(tmp_path: Path) -> None:
+    study = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
+    worth = [Candidate("b", 0.5, 16)]
+    trained: list[Candidate] = []
+
+    def work(candidate: Candidate) -> Any:
+        trained.append(candidate)
+        raise InputError("cannot be had")
+
+    study.explore(worth, 3, work)
+    assert trained == worth
+    assert study.refused() == {worth[0].name: "cannot be had"}
+
+
+def test_what_a_killed_worker_held_is_free_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
+    _, held = study._ask(Candidate("a", 0.5, 16))
+    assert held in study.taken()
+    assert held in Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0).taken()
+    study.worker = study.worker.rpartition(":")[0] + ":99999999"
+    _, dead = study._ask(Candidate("b", 0.0, 16))
+    again = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
+    assert dead not in again.taken()
+    assert held in again.taken()
+
+
+def test_students_are_names_patterns_and_families() -> None:
+    assert parse_students("mobilenetv3_small_*,resnet18")[-1] == "resnet18"
+    assert "mobilenetv3_small_050" in parse_students("mobilenetv3_small_*")
+    assert {"mobilenetv2_100", "mobilenetv4_conv_small"} <= set(parse_students("mobilenet"))
+    assert len(parse_students(None)) == len(set(parse_students(None))) > 5
+    assert parse_shares("0,0.5") == (0.0, 0.5)
+    assert parse_sizes("64, 32") == (64, 32)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: limits_of({"teacher": "resnet18"}), "no limit given"),
+        (lambda: limits_of({"teacher": "resnet18", "max_latency": "soon"}), "is not a duration"),
+        (lambda: limits_of({"min_retained": 0.9}), "no teacher given"),
+        (lambda: parse_students("mobilenett"), "unknown model 'mobilenett'"),
+        (lambda: parse_students("mobilenetv9_*"), "no timm model matches"),
+        (lambda: parse_students(","), "names no student"),
+        (lambda: parse_shares("0,1"), "is not a list of shares"),
+        (lambda: parse_sizes("4"), "is not a list of input sizes"),
+        (lambda: search(tiny(Path("x"), min_retained=0.9, prune=0.5), OWN), "both --prune and --prunes"),
+        (lambda: search(tiny(Path("x"), min_retained=0.9, objective="dml"), OWN), "no teacher can be shared"),
+        (lambda: search(tiny(Path("x"), min_retained=0.9), SearchSettings(trials=0)), "--trials 0"),
+        (lambda: open_storage("nonsense", Path("x")), "--storage"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(call: Any, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
