@@ -19,7 +19,11 @@ TITLES = {
     "factors": "Learn the teacher's factors",
     "student": "Distil the student",
     "distill": "Distil the student",
+    "prune": "Prune and recover",
+    **{f"pruned{step}": f"Recover from pruning {step + 1}" for step in range(8)},
     "export": "Export and verify",
+    "quantize": "Quantise",
+    "latency table": "Measure latencies of untrained candidates",
     "benchmark": "Measure accuracy and latency",
     "report": "Write the report",
 }
