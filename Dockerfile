@@ -1,11 +1,11 @@
 # Images for running iekd-compress, each as the user `iekd`.
 #
 #   docker build --target cpu -t iekd-compress .
-#   docker run --rm -v "$PWD":/work iekd-compress --teacher resnet50 --student mobilenet --out /work/run
+#   docker run --rm -v "$PWD":/images iekd-compress --teacher resnet50 --student mobilenet --out /images/run
 #   docker build --target gpu --build-arg GPU_BASE=<NVIDIA's tensorrt image> -t iekd-compress:gpu .
 #   docker build --target jetpack --build-arg JETPACK_BASE=<NVIDIA's l4t-jetpack image of the board's release> -t iekd-compress:jetpack .
 #
-# /work must be writable by uid 1000; others add `--user "$(id -u):$(id -g)" -e HOME=/tmp`.
+# /images must be writable by uid 1000; others add `--user "$(id -u):$(id -g)" -e HOME=/tmp`.
 # Behind a mirror, pip's own configuration goes along without becoming a part of the image: `--secret id=pip.conf,src=$HOME/.config/pip/pip.conf`.
 # A base is any Debian or Ubuntu image whose Python is 3.10 or later, or that has none: then the distribution's is installed.
 
