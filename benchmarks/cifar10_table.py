@@ -4,19 +4,24 @@
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe short  # for a CPU
 
 Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
-one teacher, and its published default weights: no method is tuned.  Finished rows are kept, so the same command goes on
-after a stop; ``--jobs`` trains several rows side by side, which a small network leaves room for on a GPU.
+one teacher, and its default weights, unless its row says otherwise: ``ie-ft@inherit_weight=11.05`` is ``ie-ft`` with
+that setting.  Finished rows are kept, so the same command goes on after a stop; ``--jobs`` trains several rows side by
+side, which a small network leaves room for on a GPU.
+
+A row needs the teacher's weights and nothing else of the folder: copy ``teacher/`` and ``rows/`` to another machine and
+the table goes on there.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
-import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from paired import render, result_line
 from resident import Batch, Resident, load_split
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iekd.compress.distill import Distillation
@@ -33,6 +39,8 @@ from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_obje
 from iekd.compress.observer import Observer
 from iekd.compress.teacher import Supervised
 from iekd.compress.trainer import FitSettings, fit, seed_everything
+from iekd.deploy.fingerprint import fingerprint
+from iekd.files import atomic_file, write_json
 from iekd.models.registry import build, resolve
 from iekd.models.taps import Features, Tapped
 
@@ -66,6 +74,8 @@ class Recipe:
     """Recurring views, whose teacher's answers are kept; None: fresh views, the teacher runs in every step."""
     train_limit: int | None = None
     val_limit: int | None = None
+    teacher_limit: int | None = None
+    """Images that the teacher is trained on; more than the student's where a pretrained one is imitated."""
 
     def fit(self, epochs: int, seed: int) -> FitSettings:
         """As the trainer takes it."""
@@ -82,8 +92,8 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe(160, 160, 30, 128, 0.1, "sgd", 5e-4, (0.5, 0.75), None),
-    "short": Recipe(16, 24, 10, 64, 0.1, "sgd", 5e-4, (), 8, 10_000, 2_000),
-    "smoke": Recipe(1, 1, 1, 64, 0.05, "sgd", 5e-4, (), 1, 256, 128),
+    "short": Recipe(10, 3, 5, 64, 0.1, "sgd", 5e-4, (), 5, train_limit=10_000),
+    "smoke": Recipe(1, 1, 1, 64, 0.05, "sgd", 5e-4, (), 1, 256, 128, 384),
 }
 
 
@@ -96,6 +106,7 @@ class Bench:
     accelerator: Accelerator
     train: Resident
     val: Resident
+    teacher_train: Resident
     folder: Path
 
     @torch.no_grad()
@@ -109,9 +120,12 @@ class Bench:
             right += int((logits.argmax(1) == self.val.targets[indices]).sum())
         return 100 * right / len(self.val)
 
-    def fit(self, task: nn.Module, name: str, epochs: int, seed: int, inputs: Any) -> None:
+    def fit(
+        self, task: nn.Module, name: str, epochs: int, seed: int, inputs: Any, data: Resident | None = None
+    ) -> None:
         """Train ``task``; a stopped training goes on from its last epoch."""
-        batches: Any = lambda epoch: self.train.epoch(epoch, self.recipe.batch, seed, self.recipe.views)  # noqa: E731
+        views = self.recipe.views if data is None else None
+        batches: Any = lambda epoch: (data or self.train).epoch(epoch, self.recipe.batch, seed, views)  # noqa: E731
         fit(
             task,
             batches,
@@ -149,11 +163,18 @@ class TeacherAnswers:
 
     def __init__(self, bench: Bench, teacher: Tapped) -> None:
         self.teacher, self.train = teacher, bench.train
-        self.kept: list[Features] = []
-        for view in range(bench.recipe.views or 0):
-            parts = [self._ask(part, view) for part in torch.split(torch.arange(len(self.train)), 500)]
-            logits = torch.cat([part.logits for part in parts])
-            self.kept.append(Features(logits, (torch.cat([part.taps[0] for part in parts]).half(),)))
+        self.kept = [self._keep(bench.folder / f"answers-{view}", view) for view in range(bench.recipe.views or 0)]
+
+    def _keep(self, file: Path, view: int) -> Features:
+        """The answers to one view of all images, asked once and shared by all workers through a file."""
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                parts = [self._ask(part, view) for part in torch.split(torch.arange(len(self.train)), 500)]
+                taps = torch.cat([part.taps[0] for part in parts]).half().contiguous()
+                with atomic_file(file) as temporary:
+                    save_file({"logits": torch.cat([part.logits for part in parts]), "taps": taps}, temporary)
+            found = load_file(file, device=str(self.train.targets.device))
+        return Features(found["logits"], (found["taps"],))
 
     @torch.no_grad()
     def _ask(self, indices: Tensor, view: int) -> Features:
@@ -169,32 +190,50 @@ class TeacherAnswers:
 
 
 def train_teacher(bench: Bench) -> Tapped:
-    """The one teacher of all rows; trained once."""
+    """The one teacher of all rows; trained once, kept as ``teacher/`` (weights in half precision)."""
     teacher, name = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.arguments.teacher
+    weights, told = bench.folder / "teacher" / "weights.safetensors", bench.folder / "teacher" / "teacher.json"
     with FileLock(bench.folder / "teacher.lock"):
-        file = bench.folder / "teacher.json"
-        task = Supervised(teacher.network)
-        bench.fit(task, "teacher", bench.recipe.teacher_epochs, 0, lambda b: (bench.train.view(b[0], b[2]), b[1]))
-        if not file.exists():
-            file.write_text(json.dumps({"teacher": name, "top1": bench.top1(teacher.network)}))
+        if not told.exists():
+            data = bench.teacher_train
+            task = Supervised(teacher.network)
+            epochs = bench.recipe.teacher_epochs
+            bench.fit(task, "teacher", epochs, 0, lambda b: (data.view(b[0], b[2]), b[1]), data)
+            weights.parent.mkdir(exist_ok=True)
+            half = {key: value.half() if value.is_floating_point() else value for key, value in _state(teacher).items()}
+            with atomic_file(weights) as temporary:
+                save_file(half, temporary)
+            _load(teacher, weights)
+            facts = {"teacher": name, "top1": bench.top1(teacher.network), "images": len(data), "epochs": epochs}
+            write_json(told, facts)
+    _load(teacher, weights)  # what every row sees, this process or another
     teacher.eval().requires_grad_(False)
     return teacher
+
+
+def _state(teacher: Tapped) -> dict[str, Tensor]:
+    return {key: value.contiguous() for key, value in teacher.network.state_dict().items()}
+
+
+def _load(teacher: Tapped, weights: Path) -> None:
+    teacher.network.load_state_dict(load_file(weights))
 
 
 def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> nn.Module:
     """Train one row against the teacher; returns the student."""
     student, size = bench.tapped(bench.arguments.student, seed, "student"), bench.train.size
+    name, settings = parse_row(row, bench.arguments)
     seed_everything(seed, "objective-init", 0)
     objective = build_objective(
-        row,
+        name,
         teacher=answers.teacher.shapes(size),
         student=student.shapes(size),
         classes=CLASSES,
-        settings=settings_of(bench.arguments),
+        settings=settings,
     ).to(bench.accelerator.device)
     pretraining = objective.pretraining()
     if pretraining is not None:
-        kind = row.split("+")[0].removeprefix("ie-")
+        kind = name.split("+")[0].removeprefix("ie-")
         with FileLock(bench.folder / f"factors-{kind}.lock"):  # one teacher, one factor, for all rows and seeds
             epochs = bench.recipe.factor_epochs
             bench.fit(pretraining, f"factors-{kind}", epochs, 0, lambda b: (answers(b[0], b[2]).taps,))
@@ -217,35 +256,51 @@ def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> nn.
 def together(bench: Bench, row: str, seed: int) -> nn.Module:
     """Train two students together, without a teacher; returns the second."""
     networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
-    task = build_mutual(row, networks, image_size=bench.train.size, settings=settings_of(bench.arguments))
+    name, settings = parse_row(row, bench.arguments)
+    task = build_mutual(name, networks, image_size=bench.train.size, settings=settings)
     bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
     return networks[1].network
 
 
-def settings_of(arguments: argparse.Namespace) -> ObjectiveSettings:
-    """The objective's settings that were changed on the command line, such as ``--set explore_margin=1.2``."""
+def alone(bench: Bench, row: str, seed: int) -> nn.Module:
+    """Train the student on the labels."""
+    student = bench.tapped(bench.arguments.student, seed, "student")
+    task = Supervised(student.network)
+    bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
+    return student.network
+
+
+def parse_row(row: str, arguments: argparse.Namespace) -> tuple[str, ObjectiveSettings]:
+    """The objective that a row names, and its settings: ``--set`` for all rows, then what follows the row's ``@``."""
+    name, _, own = row.partition("@")
     changes: dict[str, Any] = {}
-    for text in arguments.set:
+    for text in [*arguments.set, *filter(None, own.split(","))]:
         key, _, value = text.partition("=")
         changes[key] = float(value) if value.replace(".", "", 1).isdigit() else value
-    return ObjectiveSettings(**changes)
+    return name, ObjectiveSettings(**changes)
+
+
+def train_row(bench: Bench, row: str, seed: int, answers: Callable[[], TeacherAnswers]) -> nn.Module:
+    """The trained student of one row; only rows that need the teacher ask for it."""
+    if row == "ce":
+        return alone(bench, row, seed)
+    if is_mutual(parse_row(row, bench.arguments)[0]):
+        return together(bench, row, seed)
+    return distilled(bench, answers(), row, seed)
 
 
 def run_rows(bench: Bench) -> None:
     """Every row and seed that no result is there for and no other process has in hand."""
-    answers: TeacherAnswers | None = None
+    answers = functools.cache(lambda: TeacherAnswers(bench, train_teacher(bench)))
     for seed in bench.arguments.seeds:
         for row in bench.arguments.rows:
             file = bench.folder / "rows" / f"{row}-{seed}.json"
             try:
                 with FileLock(bench.folder / f"{row}-{seed}.lock", timeout=0):
-                    if file.exists():
-                        continue
-                    if answers is None:
-                        answers = TeacherAnswers(bench, train_teacher(bench))
-                    start = time.perf_counter()
-                    student = together(bench, row, seed) if is_mutual(row) else distilled(bench, answers, row, seed)
-                    keep(bench, file, row, seed, bench.top1(student), time.perf_counter() - start)
+                    if not file.exists():
+                        start = time.perf_counter()
+                        student = train_row(bench, row, seed, answers)
+                        keep(bench, file, row, seed, bench.top1(student), time.perf_counter() - start)
             except Timeout:
                 continue
 
@@ -255,13 +310,10 @@ def keep(bench: Bench, file: Path, row: str, seed: int, top1: float, seconds: fl
     here = Path(__file__).parent
     command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    device = torch.cuda.get_device_name() if bench.accelerator.device.type == "cuda" else platform.processor() or "CPU"
+    device = torch.cuda.get_device_name() if bench.accelerator.device.type == "cuda" else fingerprint(1).device
     values = (row, seed, round(top1, 3), bench.recipe.epochs, bench.arguments.recipe, " ".join(bench.arguments.set),
               round(seconds, 1), device, torch.__version__, commit)  # fmt: skip
-    file.parent.mkdir(exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(dict(zip(FIELDS, values, strict=True))))
-    temporary.replace(file)
+    write_json(file, dict(zip(FIELDS, values, strict=True)))
     print(f"{row:12} seed {seed}  top-1 {top1:.2f} %  {seconds:.0f} s", flush=True)
     (bench.folder / "checkpoints" / f"{row}-{seed}" / "last.pt").unlink(missing_ok=True)
 
@@ -274,12 +326,12 @@ def summarize(folder: Path, order: tuple[str, ...]) -> None:
         writer.writeheader()
         writer.writerows(found)
     scores: dict[str, dict[int, float]] = {}
-    for name in order:
+    for name in dict.fromkeys([*order, *(entry["row"] for entry in found)]):
         own = {entry["seed"]: entry["top1"] for entry in found if entry["row"] == name}
         if own:
             scores[name] = own
-    teacher = json.loads((folder / "teacher.json").read_text())["top1"]
-    table = render(scores, teacher)
+    told = folder / "teacher" / "teacher.json"
+    table = render(scores, json.loads(told.read_text())["top1"] if told.exists() else None)
     (folder / "table.md").write_text(table)
     print(table)
     print(result_line(scores))
@@ -320,8 +372,11 @@ def main() -> None:
         on_gpu = torch.cuda.is_available()
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=given.precision)
         with FileLock(given.out / "data.lock"):
-            train, val = load_split(given.data, given.out, recipe.train_limit, recipe.val_limit, accelerator.device)
-        run_rows(Bench(given, recipe, accelerator, train, val, given.out))
+            limits = (recipe.train_limit, recipe.val_limit)
+            train, val = load_split(given.data, given.out, *limits, accelerator.device)
+            more = recipe.teacher_limit != recipe.train_limit
+            own = load_split(given.data, given.out, recipe.teacher_limit, 10, accelerator.device)[0] if more else train
+        run_rows(Bench(given, recipe, accelerator, train, val, own, given.out))
     summarize(given.out, tuple(given.rows))
 
 

@@ -29,9 +29,13 @@ def best(scores: Scores, *, lifted: bool) -> str | None:
     return max(rows, key=lambda row: np.mean(list(scores[row].values())), default=None)
 
 
-def render(scores: Scores, teacher: float) -> str:
+def render(scores: Scores, teacher: float | None) -> str:
     """A Markdown table."""
-    lines = [f"Teacher: {teacher:.2f} %.", "", "| method | top-1, % | spread | seeds | over the student alone | p |"]
+    lines = [
+        f"Teacher: {teacher:.2f} %." if teacher is not None else "No teacher yet.",
+        "",
+        "| method | top-1, % | spread | seeds | over the student alone | p |",
+    ]
     lines.append("|---|---:|---:|---:|---:|---:|")
     for row, own in scores.items():
         values = np.array(list(own.values()))
