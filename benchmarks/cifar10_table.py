@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -34,8 +34,11 @@ from resident import Batch, Resident, load_split
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from iekd.compress.diagnose import diagnose_tap
+from iekd.compress.diagnostics.finished_run import Split
 from iekd.compress.distill import Distillation
 from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_objective, is_mutual
+from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.observer import Observer
 from iekd.compress.teacher import Supervised
 from iekd.compress.trainer import FitSettings, fit, seed_everything
@@ -55,7 +58,10 @@ ROWS = (
     *(f"ie-{name}+kd" for name in TRANSFERS),
     *("dml", "ie-dml", "switokd"),
 )
-FIELDS = ("row", "seed", "top1", "epochs", "recipe", "settings", "seconds", "device", "torch", "commit")
+FIELDS = (
+    *("row", "seed", "top1", "cka_inheritance", "cka_exploration", "chance"),
+    *("epochs", "recipe", "settings", "seconds", "device", "torch", "commit"),
+)
 
 
 @dataclass(frozen=True)
@@ -219,8 +225,16 @@ def _load(teacher: Tapped, weights: Path) -> None:
     teacher.network.load_state_dict(load_file(weights))
 
 
-def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> nn.Module:
-    """Train one row against the teacher; returns the student."""
+class Trained(NamedTuple):
+    """The student of one row."""
+
+    network: nn.Module
+    likeness: dict[str, float]
+    """CKA of each part of its channels with the teacher, and how many random splits differ as much."""
+
+
+def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Trained:
+    """Train one row against the teacher."""
     student, size = bench.tapped(bench.arguments.student, seed, "student"), bench.train.size
     name, settings = parse_row(row, bench.arguments)
     seed_everything(seed, "objective-init", 0)
@@ -250,24 +264,39 @@ def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> nn.
         return (bench.train.view(indices, view), targets, record.logits, *record.codes)
 
     bench.fit(Distillation(student, objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
-    return student.network
+    lifts = [lift for lift in getattr(objective, "lifts", []) if len(lift.heads) == 2]
+    return Trained(student.network, likeness_of(bench, answers.teacher, student, lifts[0]) if lifts else {})
 
 
-def together(bench: Bench, row: str, seed: int) -> nn.Module:
+@torch.no_grad()
+def likeness_of(bench: Bench, teacher: Tapped, student: Tapped, lift: InheritExplore) -> dict[str, float]:
+    """What ``iekd-compress diagnose`` says of the parts, on a thousand validation images."""
+    pixels = torch.split(
+        bench.val.view(torch.arange(min(1000, len(bench.val)), device=lift.explore_index.device), None), 250
+    )
+    maps = [
+        torch.cat([network(part).taps[0].float().cpu() for part in pixels]) for network in (teacher, student.eval())
+    ]
+    found = diagnose_tap(-1, *maps, Split(lift.inherit_index.cpu(), lift.explore_index.cpu()))
+    values = {f"cka_{part.part}": round(part.cka.value, 4) for part in found.parts if part.cka and part.part != "all"}
+    return {**values, "chance": round(found.chance, 4)} if found.chance is not None else values
+
+
+def together(bench: Bench, row: str, seed: int) -> Trained:
     """Train two students together, without a teacher; returns the second."""
     networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
     name, settings = parse_row(row, bench.arguments)
     task = build_mutual(name, networks, image_size=bench.train.size, settings=settings)
     bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
-    return networks[1].network
+    return Trained(networks[1].network, {})
 
 
-def alone(bench: Bench, row: str, seed: int) -> nn.Module:
+def alone(bench: Bench, row: str, seed: int) -> Trained:
     """Train the student on the labels."""
     student = bench.tapped(bench.arguments.student, seed, "student")
     task = Supervised(student.network)
     bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
-    return student.network
+    return Trained(student.network, {})
 
 
 def parse_row(row: str, arguments: argparse.Namespace) -> tuple[str, ObjectiveSettings]:
@@ -280,7 +309,7 @@ def parse_row(row: str, arguments: argparse.Namespace) -> tuple[str, ObjectiveSe
     return name, ObjectiveSettings(**changes)
 
 
-def train_row(bench: Bench, row: str, seed: int, answers: Callable[[], TeacherAnswers]) -> nn.Module:
+def train_row(bench: Bench, row: str, seed: int, answers: Callable[[], TeacherAnswers]) -> Trained:
     """The trained student of one row; only rows that need the teacher ask for it."""
     if row == "ce":
         return alone(bench, row, seed)
@@ -299,22 +328,30 @@ def run_rows(bench: Bench) -> None:
                 with FileLock(bench.folder / f"{row}-{seed}.lock", timeout=0):
                     if not file.exists():
                         start = time.perf_counter()
-                        student = train_row(bench, row, seed, answers)
-                        keep(bench, file, row, seed, bench.top1(student), time.perf_counter() - start)
+                        keep(bench, file, row, seed, train_row(bench, row, seed, answers), start)
             except Timeout:
                 continue
 
 
-def keep(bench: Bench, file: Path, row: str, seed: int, top1: float, seconds: float) -> None:
-    """Write one row's result; its checkpoint is not needed any more."""
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    device = torch.cuda.get_device_name() if bench.accelerator.device.type == "cuda" else fingerprint(1).device
-    values = (row, seed, round(top1, 3), bench.recipe.epochs, bench.arguments.recipe, " ".join(bench.arguments.set),
-              round(seconds, 1), device, torch.__version__, commit)  # fmt: skip
-    write_json(file, dict(zip(FIELDS, values, strict=True)))
-    print(f"{row:12} seed {seed}  top-1 {top1:.2f} %  {seconds:.0f} s", flush=True)
+def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, start: float) -> None:
+    """Measure and write one row's result; its checkpoint is not needed any more."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    top1, seconds = bench.top1(trained.network), time.perf_counter() - start
+    found = {
+        "row": row,
+        "seed": seed,
+        "top1": round(top1, 3),
+        **trained.likeness,
+        "epochs": bench.recipe.epochs,
+        "recipe": bench.arguments.recipe,
+        "settings": " ".join(bench.arguments.set),
+        "seconds": round(seconds, 1),
+        "device": torch.cuda.get_device_name() if bench.accelerator.device.type == "cuda" else fingerprint(1).device,
+        "torch": torch.__version__,
+        "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
+    }
+    write_json(file, found)
+    print(f"{row:12} seed {seed}  top-1 {top1:.2f} %  {seconds:.0f} s  {trained.likeness or ''}", flush=True)
     (bench.folder / "checkpoints" / f"{row}-{seed}" / "last.pt").unlink(missing_ok=True)
 
 

@@ -92,7 +92,7 @@ class RunConfig:
         float | None, Gt(0), Option("Distance from the teacher beyond which exploring earns nothing more.", _METHOD)
     ] = None
     explore_form: Annotated[
-        str, Option("distance: away from the teacher, as published; cosine: unrelated to it.", _METHOD)
+        str, Option("distance: away from the teacher, as published; cosine, cka: unrelated to it.", _METHOD)
     ] = "distance"
     transfer_weight: Annotated[Weight | None, Option("Weight of a plain transfer.", _METHOD)] = None
     kd_weight: Annotated[Weight | None, Option("Weight of the logit term.", _METHOD)] = None
@@ -148,7 +148,7 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
     "augment": ("none", "digits", "crop", "standard", "strong"),
     "split": ("natural", "random", "relevance"),
-    "explore_form": ("distance", "cosine"),
+    "explore_form": ("distance", "cosine", "cka"),
 }
 
 FREE_TO_CHANGE = {"out", "min_retained", "max_latency", "workers"}

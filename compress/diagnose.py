@@ -143,12 +143,10 @@ def _diagnose_taps(teacher: Teacher, student: Teacher, pixels: Tensor, run: Fini
         )
     pairs = list(zip(_maps(teacher, pixels), _maps(student, pixels), strict=True))
     splits = run.splits([own.shape[1] for _, own in pairs])
-    return [
-        _diagnose_tap(stage, *maps, split) for stage, maps, split in zip(student.stages, pairs, splits, strict=True)
-    ]
+    return [diagnose_tap(stage, *maps, split) for stage, maps, split in zip(student.stages, pairs, splits, strict=True)]
 
 
-def _diagnose_tap(stage: int, teacher: Tensor, student: Tensor, split: Split | None) -> TapDiagnosis:
+def diagnose_tap(stage: int, teacher: Tensor, student: Tensor, split: Split | None) -> TapDiagnosis:
     """One tap: the teacher's maps (N, C, H, W), the student's (N, C', H', W'), and its split."""
     indices = {} if split is None else {"inheritance": split.inherit, "exploration": split.explore}
     indices["all"] = torch.arange(student.shape[1])

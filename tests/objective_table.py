@@ -33,7 +33,7 @@ TABLE = (
     _row("ie-od", "inherit", "explore", explore_margin=2.5),
     _row("ie-vkd", "inherit", "explore", inherit_fraction=0.25),
     _row("ie-ft+kd", "inherit", "explore", "kd", split="relevance"),
-    _row("ie-at+dist", "inherit", "explore", "dist"),
+    _row("ie-at+dist", "inherit", "explore", "dist", explore_form="cka"),
     _row("ie-od+dkd", "inherit", "explore", "dkd"),
     _row("ie-vkd+lskd", "inherit", "explore", "lskd"),
 )

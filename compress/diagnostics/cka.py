@@ -1,8 +1,7 @@
-"""Linear centred kernel alignment: how like one another two networks represent the same images.
+"""How like one another two networks represent the same images: linear CKA with its interval, and what chance gives.
 
-CKA(X, Y) = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)) with linear kernels (Kornblith et al., ICML 2019,
-arXiv 1905.00414).  HSIC is the unbiased estimate (Song et al., JMLR 13, 2012) over all images at once: the biased one
-is well above 0 for unrelated representations of many features.  The unbiased one may be just below 0 for them.
+The estimate is that of :mod:`iekd.compress.objectives.alignment`, over all images at once, not clipped: it may be just
+below 0 for unrelated representations.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from iekd.compress.objectives.alignment import gram, hsic
 from iekd.deploy.results import Interval
 from iekd.deploy.statistics import CONFIDENCE
 
 FEWEST_IMAGES = 8
-_COLUMNS = 16_384
 
 
 class Likeness(NamedTuple):
@@ -107,44 +106,6 @@ def random_differences(
         kernel = (part @ part.t()).double()
         found.append(cka(kernel) - cka(whole - kernel))  # a linear kernel is the sum of its channels'
     return np.array(found)
-
-
-def gram(features: Tensor) -> Tensor:
-    """Linear kernel (N, N), float64, of features (N, ...) less their mean over the images."""
-    flat = features.flatten(1)
-    total = torch.zeros(len(flat), len(flat), dtype=torch.float64)
-    for columns in torch.split(flat, _COLUMNS, dim=1):
-        centred = columns.double() - columns.double().mean(0)
-        total += centred @ centred.t()
-    return total
-
-
-def hsic(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """The unbiased HSIC of two kernels, for each weighting of the images.
-
-    With weights of 1 it is Song et al.'s: the mean of a_ij b_ij + a_ij b_qr - 2 a_ij b_iq over distinct i, j, q, r.
-
-    Args:
-        a: kernel (N, N).
-        b: kernel (N, N).
-        weights: how often each image counts, (N, R).
-
-    Returns:
-        (R,)
-    """
-    a, b = a - a.diag().diag(), b - b.diag().diag()
-    w, w2 = weights, weights**2
-    aw, bw = a @ w, b @ w
-    abw, abw2 = (a * b) @ w, (a * b) @ w2
-    pairs = (w * abw).sum(0)
-    triples = (w * aw * bw).sum(0) - (w * abw2).sum(0)
-    quadruples = (w * aw).sum(0) * (w * bw).sum(0) - 4 * (w2 * aw * bw).sum(0) + 2 * (w2 * abw2).sum(0)
-    s1, s2, s3, s4 = (weights.pow(power).sum(0) for power in (1, 2, 3, 4))
-    return (
-        pairs / (s1**2 - s2)
-        + quadruples / (s1**4 - 6 * s1**2 * s2 + 3 * s2**2 + 8 * s1 * s3 - 6 * s4)
-        - 2 * triples / (s1**3 - 3 * s1 * s2 + 2 * s3)
-    )
 
 
 def is_constant(features: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from iekd.compress.objectives.alignment import alignment
 from iekd.compress.objectives.distance import absolute_cosine
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.objectives.split import channel_relevance, divide, split_channels
@@ -18,7 +19,7 @@ from iekd.compress.objectives.transfer import Transfer, at_size
 from iekd.errors import unknown_name
 from iekd.models.taps import TapShape
 
-FORMS = ("distance", "cosine")
+FORMS = ("distance", "cosine", "cka")
 
 
 class Weights(NamedTuple):
@@ -67,7 +68,7 @@ class InheritExplore(nn.Module):
         self.register_buffer("inherit_index", inherit)
         self.register_buffer("explore_index", explore)
         self.heads = nn.ModuleDict(
-            {part: transfer.head(len(index)) for part, index in self._indices().items() if len(index)}
+            {part: self._head(part, len(index)) for part, index in self._indices().items() if len(index)}
         )
         self._settled = len(self.heads) < 2 or settings.split != "relevance"
         self.register_load_state_dict_post_hook(_settle)  # type: ignore[no-untyped-call]
@@ -102,7 +103,7 @@ class InheritExplore(nn.Module):
         return {part: own for part, own in zip(indices, channels, strict=True) if part in self.heads}
 
     def answers(self, student: Tensor) -> dict[str, Tensor]:
-        """What the heads make of the parts, each shaped like the code."""
+        """What the heads make of the parts, each shaped like the code; the bare channels where they explore by CKA."""
         return {part: self.heads[part](channels) for part, channels in self.parts(student).items()}
 
     def forward(self, student: Tensor, code: Tensor) -> dict[str, Tensor]:
@@ -121,9 +122,16 @@ class InheritExplore(nn.Module):
     def _exploration(self, code: Tensor, answer: Tensor) -> Tensor:
         if self.settings.explore_form == "cosine":
             return absolute_cosine(code, answer).mean()
+        if self.settings.explore_form == "cka":
+            return alignment(code, answer)
         distance = self.transfer.distance(code, answer)
         margin = self.settings.explore_margin
         return -(distance if margin is None else distance.clamp(max=margin)).mean()
+
+    def _head(self, part: str, channels: int) -> nn.Module:
+        # A head that learns can meet the push by itself and leave the channels as they are; CKA needs none.
+        bare = part == "explore" and self.settings.explore_form == "cka"
+        return nn.Identity() if bare else self.transfer.head(channels)
 
     def _indices(self) -> dict[str, Tensor]:
         return {"inherit": self.inherit_index, "explore": self.explore_index}

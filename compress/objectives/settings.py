@@ -22,7 +22,8 @@ class ObjectiveSettings:
     transfer_weight: float | None = None
     """Of a plain transfer, without the lift."""
     explore_form: str = "distance"
-    """``distance``: grow the distance from the teacher, as published.  ``cosine``: make the code unrelated to it."""
+    """``distance``: grow the distance from the teacher, as published.  ``cosine``: make the code unrelated to it.
+    ``cka``: make the bare channels unrelated to it, over the images of a batch and without a head."""
     explore_margin: float | None = None
     """With ``distance``: a distance beyond this one earns nothing more.  None: only the distance's own bound."""
     inherit_fraction: float = 0.5

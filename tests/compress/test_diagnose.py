@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from iekd.compress.config import make_config
 from iekd.compress.diagnose import diagnose, parse_levels
 from iekd.compress.diagnostics.channels import active_channels, is_rectified
-from iekd.compress.diagnostics.cka import gram, hsic, likeness, random_differences
+from iekd.compress.diagnostics.cka import likeness, random_differences
 from iekd.compress.diagnostics.finished_run import FinishedRun, open_run
 from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import accuracy, accuracy_under_noise, noisy_weights
+from iekd.compress.objectives.alignment import gram, hsic
 from iekd.compress.objectives.split import split_channels
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
