@@ -238,7 +238,7 @@ class _Search:
         """What each layer costs; OpenVINO's own format is ranked by ONNX Runtime's quantiser, layer by layer alike."""
         recipe, method = winner.recipe, winner.method
         if self.recipes[recipe].suffix != ".onnx":
-            recipe, method = "ort-u8s8", METHODS[0]
+            recipe, method = "ort-u8s7", METHODS[0]
         quantizer: Quantizer = self.recipes.get(recipe) or make_quantizer(recipe, self.calibration)
         ranking = rank_layers(self.calibration, quantizer, method)
         return tuple(cost for cost in ranking if cost.layer not in self.kept)

@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from iekd.compress.calibration import Calibration
 from iekd.errors import unknown_name
@@ -46,19 +46,28 @@ class Scheme:
 
 
 SCHEMES = {
-    "int8-x86-onnxruntime": Scheme("onnxruntime", ("ort-u8s8", "ort-u8s8-layers"), True, False, "int8"),
-    "int8-openvino": Scheme("openvino", ("nncf", "ort-u8s8", "ort-s8s8"), True, False, "int8"),
+    "int8-x86-onnxruntime": Scheme(
+        "onnxruntime", ("ort-u8s7", "ort-u8s7-layers", "ort-u8u8", "ort-u8u8-layers"), True, False, "int8"
+    ),
+    "int8-openvino": Scheme("openvino", ("nncf", "nncf-mixed", "ort-u8s7", "ort-s8s7"), True, False, "int8"),
     "int8-tensorrt": Scheme("onnxruntime", ("ort-s8s8",), False, True, "int8"),
     "fp8-tensorrt": Scheme("onnxruntime", ("modelopt-fp8",), False, True, "fp8", library_keeps=True),
 }
+"""Files for x86 must be right on every x86: where a processor lacks VNNI, products of 8-bit activations with full 8-bit
+signed weights overflow 16 bits, and only 7-bit or unsigned weights do not."""
 
-RECIPES = {
-    "ort-u8s8": "onnxruntime:unsigned",
-    "ort-u8s8-layers": "onnxruntime:unsigned_layers",
-    "ort-s8s8": "onnxruntime:symmetric",
-    "nncf": "nncf:Nncf",
-    "modelopt-fp8": "modelopt:Fp8",
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ort-u8s7": ("onnxruntime:OrtQuantizer", {"weights": "int7"}),
+    "ort-u8s7-layers": ("onnxruntime:OrtQuantizer", {"weights": "int7", "everything": False}),
+    "ort-u8u8": ("onnxruntime:OrtQuantizer", {"weights": "uint8"}),
+    "ort-u8u8-layers": ("onnxruntime:OrtQuantizer", {"weights": "uint8", "everything": False}),
+    "ort-s8s7": ("onnxruntime:OrtQuantizer", {"weights": "int7", "symmetric": True, "everything": False}),
+    "ort-s8s8": ("onnxruntime:OrtQuantizer", {"weights": "int8", "symmetric": True, "everything": False}),
+    "nncf": ("nncf:Nncf", {"preset": "performance"}),
+    "nncf-mixed": ("nncf:Nncf", {"preset": "mixed"}),
+    "modelopt-fp8": ("modelopt:Fp8", {}),
 }
+"""Where a quantiser is, and its settings."""
 
 
 def make_quantizer(recipe: str, calibration: Calibration) -> Quantizer:
@@ -69,7 +78,8 @@ def make_quantizer(recipe: str, calibration: Calibration) -> Quantizer:
     """
     if recipe not in RECIPES:
         raise unknown_name("recipe", recipe, RECIPES)
-    module, _, attribute = RECIPES[recipe].partition(":")
+    place, settings = RECIPES[recipe]
+    module, _, attribute = place.partition(":")
     maker = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
-    quantizer: Quantizer = maker(calibration)
+    quantizer: Quantizer = maker(calibration, **settings)
     return quantizer

@@ -28,20 +28,26 @@ METADATA = "iekd"
 
 
 class Nncf:
-    """See :class:`iekd.compress.quantizers.Quantizer`.  Its methods are NNCF's presets: symmetric, or mixed."""
+    """See :class:`iekd.compress.quantizers.Quantizer`.
+
+    Args:
+        calibration: model and images.
+        preset: NNCF's: performance (symmetric activations), or mixed; its one method.
+    """
 
     suffix = ".xml"
 
-    def __init__(self, calibration: Calibration) -> None:
+    def __init__(self, calibration: Calibration, *, preset: str) -> None:
         _require()
         self._calibration = calibration
         self._transformer = is_transformer(calibration.model)
-        self.methods = ("mixed",) if self._transformer else ("performance", "mixed")
+        self.methods = (preset,)
 
     def write(self, path: Path, method: str, kept_float: Collection[str] = ()) -> None:
         """See :class:`iekd.compress.quantizers.Quantizer`."""
         import nncf
         import openvino
+        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
         model = self._float_model()
         images = self._calibration.images
@@ -54,6 +60,7 @@ class Nncf:
                 model_type=nncf.ModelType.TRANSFORMER if self._transformer else None,
                 subset_size=len(images),
                 ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
+                advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),  # 7-bit weights
             )
         for entry in self._calibration.model.metadata_props:
             quantized.set_rt_info(entry.value, [METADATA, entry.key])

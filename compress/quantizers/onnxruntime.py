@@ -22,6 +22,12 @@ _SYMMETRIC: dict[str, Any] = {
     "AddQDQPairToWeight": True,
     "QuantizeBias": False,
 }
+_WEIGHTS: dict[str, tuple[str, bool]] = {
+    "int8": ("QInt8", False),
+    "int7": ("QInt8", True),
+    "uint8": ("QUInt8", False),
+}
+"""Type of the weights as the library calls it, and whether they use 7 of its bits."""
 
 
 class OrtQuantizer:
@@ -29,18 +35,22 @@ class OrtQuantizer:
 
     Args:
         calibration: model and ranges.
-        symmetric: int8 with zero point 0, at the inputs of layers only, so that a layer and what follows it can be
-            fused; else uint8 activations, at inputs and outputs.
-        everything: quantise all operators that ONNX Runtime can, not only those that multiply.
+        weights: int8, uint8 about 128, or int7, which is int8 from -64 to 64.
+        symmetric: int8 activations with zero point 0, at the inputs of layers only, so that a layer and what follows it
+            can be fused, as TensorRT wants; else uint8 activations, at inputs and outputs.
+        everything: quantise all operators that ONNX Runtime can, which it computes fastest in most convolutional
+            networks; else those that multiply alone, which transformers need to keep their accuracy.
     """
 
     suffix = ".onnx"
     methods = METHODS
 
-    def __init__(self, calibration: Calibration, *, symmetric: bool, everything: bool) -> None:
+    def __init__(
+        self, calibration: Calibration, *, weights: str, symmetric: bool = False, everything: bool = True
+    ) -> None:
         _require()
         self._calibration = calibration
-        self._symmetric = symmetric
+        self._symmetric, self._weights = symmetric, weights
         self._model: onnx.ModelProto = onnx.shape_inference.infer_shapes(calibration.model)
         self._graph = Graph(self._model)
         self._layers = {node.name for node in self._graph.layers()}
@@ -60,7 +70,10 @@ class OrtQuantizer:
         from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
         operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
-        options = {**_SYMMETRIC, "OpTypesToExcludeOutputQuantization": operators} if self._symmetric else {}
+        options: dict[str, Any] = {"WeightSymmetric": True}  # ONNX Runtime's convolution takes one zero point a layer
+        if self._symmetric:
+            options = {**options, **_SYMMETRIC, "OpTypesToExcludeOutputQuantization": operators}
+        weight_type, reduced = _WEIGHTS[self._weights]
         layers = self._layers - set(kept_float)
         if not layers:
             return copy.deepcopy(self._calibration.model)
@@ -70,8 +83,8 @@ class OrtQuantizer:
             quantizer = QDQQuantizer(
                 copy.deepcopy(self._model),
                 per_channel=True,
-                reduce_range=False,
-                weight_qType=QuantType.QInt8,
+                reduce_range=reduced,
+                weight_qType=QuantType[weight_type],
                 activation_qType=QuantType.QInt8 if self._symmetric else QuantType.QUInt8,
                 tensors_range=self._tensors_range(method),
                 nodes_to_quantize=sorted(wanted),
@@ -90,21 +103,6 @@ class OrtQuantizer:
         ranges = self._calibration.ranges(method)
         data = {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
         return TensorsData(CalibrationMethod.MinMax, data)
-
-
-def unsigned(calibration: Calibration) -> OrtQuantizer:
-    """What ONNX Runtime on x86 computes fastest in most convolutional networks."""
-    return OrtQuantizer(calibration, symmetric=False, everything=True)
-
-
-def unsigned_layers(calibration: Calibration) -> OrtQuantizer:
-    """The same for the operators that multiply alone: what transformers need to keep their accuracy."""
-    return OrtQuantizer(calibration, symmetric=False, everything=False)
-
-
-def symmetric(calibration: Calibration) -> OrtQuantizer:
-    """What TensorRT wants."""
-    return OrtQuantizer(calibration, symmetric=True, everything=False)
 
 
 def is_transformer(model: onnx.ModelProto) -> bool:

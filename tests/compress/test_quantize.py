@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from quantization_samples import CLASSES, images, labelled, loud_channel, write
 
 from iekd.compress.quantize import Candidate, QuantizeSettings, _select, quantize
+from iekd.compress.quantizers import SCHEMES
+from iekd.compress.sensitivity import relative_error
 from iekd.deploy.backends import BACKENDS, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.export import read_metadata
@@ -54,12 +56,29 @@ def test_the_tensorrt_file_is_symmetric_and_fusable(exported: Path, tmp_path: Pa
 
 def test_the_x86_file_has_unsigned_activations_and_its_latency_is_measured(exported: Path, tmp_path: Path) -> None:
     result = quantize(exported, tmp_path / "q.onnx", scheme="int8-x86-onnxruntime", settings=FAST, **given(exported))  # type: ignore[arg-type]
-    kinds = {tensor.data_type for tensor in onnx.load(str(result.file)).graph.initializer}
-    assert {TensorProto.UINT8, TensorProto.INT8} <= kinds
+    types = {tensor.name: tensor.data_type for tensor in onnx.load(str(result.file)).graph.initializer}
+    points = [node.input[2] for node in onnx.load(str(result.file)).graph.node if node.op_type == "QuantizeLinear"]
+    assert {types[name] for name in points} == {TensorProto.UINT8}
     assert result.after.top1.value > 0.9
     assert result.float_latency_ms is not None
     assert result.chosen.latency_ms is not None
-    assert {entry.recipe for entry in result.candidates} == {"ort-u8s8", "ort-u8s8-layers"}
+    assert {entry.recipe for entry in result.candidates} == set(SCHEMES["int8-x86-onnxruntime"].recipes)
+
+
+@pytest.mark.parametrize("recipe", SCHEMES["int8-x86-onnxruntime"].recipes)
+def test_no_x86_file_can_overflow_16_bits(exported: Path, tmp_path: Path, recipe: str) -> None:
+    """Whatever processor made it: without VNNI two products of uint8 and int8 are added in 16 bits, which saturate."""
+    settings = QuantizeSettings(**{**FAST.__dict__, "recipes": (recipe,), "methods": ("minmax",)})
+    result = quantize(
+        exported, tmp_path / "q.onnx", scheme="int8-x86-onnxruntime", settings=settings, **given(exported)
+    )  # type: ignore[arg-type]
+    weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(result.file)).graph.initializer]
+    signed = [values.astype(int) for values in weights if values.dtype == np.int8]
+    assert all(255 * 2 * abs(values).max() < 2**15 for values in signed)
+    assert bool([values for values in signed if values.size > 1]) == ("u8s7" in recipe)
+    held_out, _ = given(exported)["held_out"]  # type: ignore[misc]
+    fast, exact = get_backend("onnxruntime").load(result.file, threads=1), ReferenceSession(result.file, threads=1)
+    assert relative_error(fast.run(held_out), exact.run(held_out)) < 1e-4
 
 
 @pytest.mark.skipif("openvino" not in BACKENDS, reason="this version has no OpenVINO backend")
