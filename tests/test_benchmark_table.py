@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,13 +37,19 @@ def table(out: Path, *rows: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_rows_are_trained_once_and_tabled(tmp_path: Path) -> None:
-    first = table(tmp_path, "ce", "ie-ft", "ie-dml")
+    varied = "ie-ft@explore_form=cka"
+    first = table(tmp_path, "ce", varied, "ie-dml")
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("top-1") >= 3
     assert "RESULT best_ie=" in first.stdout
-    again = table(tmp_path, "ce", "ie-ft", "ie-dml", "kd")
+    told = json.loads((tmp_path / "rows" / f"{varied}-0.json").read_text())
+    assert all(-1 <= told[f"cka_{part}"] <= 1 for part in ("inheritance", "exploration"))
+    assert 0 < told["chance"] <= 1
+    for kept in ("rows", "teacher"):  # what travels to another machine
+        shutil.copytree(tmp_path / kept, tmp_path / "other" / kept)
+    again = table(tmp_path / "other", "ce", varied, "ie-dml", "kd")
     assert [line.split()[0] for line in again.stdout.splitlines() if "seed 0" in line] == ["kd"]
-    assert len((tmp_path / "table.csv").read_text().splitlines()) == 5
+    assert len((tmp_path / "other" / "table.csv").read_text().splitlines()) == 5
 
 
 def resident() -> Resident:

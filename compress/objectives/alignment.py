@@ -18,9 +18,9 @@ _COLUMNS = 16_384
 def alignment(a: Tensor, b: Tensor) -> Tensor:
     """CKA of two representations of a batch, with gradient; a scalar in -1..1, float32 or wider.
 
-    The estimate is an inner product of centred kernels, whence its bounds (Szekely and Rizzo, Annals of Statistics 42,
-    2014).  Unrelated representations have 0 in the mean, so half of the time a little less; clipping there would bias
-    the gradient.  A representation that is the same for every image has 0, and so has a batch of fewer than four images.
+    The estimate is an inner product of centred kernels, whence its bounds (Szekely and Rizzo, Annals of Statistics
+    42, 2014).  Unrelated ones have 0 in the mean, so half of the time a little less; clipping there would bias the
+    gradient.  A representation that is the same for every image has 0, and so has a batch of fewer than four images.
 
     Args:
         a: (B, ...).

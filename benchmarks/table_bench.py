@@ -1,0 +1,121 @@
+"""What every row of the table of methods shares: recipe, images, device; how a network is made, trained and scored."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from resident import Resident
+from torch import nn
+
+from iekd.compress.observer import Observer
+from iekd.compress.trainer import FitSettings, fit, seed_everything
+from iekd.models.registry import build, resolve
+from iekd.models.taps import Tapped
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast, the same for every method."""
+
+    epochs: int
+    teacher_epochs: int
+    factor_epochs: int
+    batch: int
+    lr: float
+    optimizer: str
+    weight_decay: float
+    milestones: tuple[float, ...]
+    views: int | None
+    """Recurring views, whose teacher's answers are kept; None: fresh views, the teacher runs in every step."""
+    train_limit: int | None = None
+    val_limit: int | None = None
+    teacher_limit: int | None = None
+    """Images that the teacher is trained on; more than the student's where a pretrained one is imitated."""
+
+    def fit(self, epochs: int, seed: int) -> FitSettings:
+        """As the trainer takes it."""
+        return FitSettings(
+            epochs=epochs,
+            lr=self.lr,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            milestones=self.milestones,
+            clip_norm=5.0,
+            seed=seed,
+        )
+
+
+RECIPES = {
+    "paper": Recipe(160, 160, 30, 128, 0.1, "sgd", 5e-4, (0.5, 0.75), None),
+    "short": Recipe(10, 3, 5, 64, 0.1, "sgd", 5e-4, (), 5, train_limit=10_000),
+    "smoke": Recipe(1, 1, 1, 64, 0.05, "sgd", 5e-4, (), 1, 256, 128, 384),
+}
+
+
+@dataclass
+class Bench:
+    """What every row needs."""
+
+    arguments: argparse.Namespace
+    recipe: Recipe
+    accelerator: Accelerator
+    train: Resident
+    val: Resident
+    teacher_train: Resident
+    folder: Path
+
+    @torch.no_grad()
+    def top1(self, network: nn.Module) -> float:
+        """Per cent of the validation images."""
+        network.eval()
+        right = 0
+        for indices in torch.split(torch.arange(len(self.val), device=self.accelerator.device), 500):
+            with self.accelerator.autocast():
+                logits = network(self.val.view(indices, None))
+            right += int((logits.argmax(1) == self.val.targets[indices]).sum())
+        return 100 * right / len(self.val)
+
+    def fit(
+        self, task: nn.Module, name: str, epochs: int, seed: int, inputs: Any, data: Resident | None = None
+    ) -> None:
+        """Train ``task``; a stopped training goes on from its last epoch."""
+        views = self.recipe.views if data is None else None
+        batches: Any = lambda epoch: (data or self.train).epoch(epoch, self.recipe.batch, seed, views)  # noqa: E731
+        fit(
+            task,
+            batches,
+            self.recipe.fit(epochs, seed),
+            name=name,
+            folder=self.folder / "checkpoints" / name,
+            accelerator=self.accelerator,
+            observer=Told(name, epochs) if self.arguments.verbose else Observer(),
+            inputs=inputs,
+        )
+
+    def tapped(self, name: str, seed: int, role: str) -> Tapped:
+        """A fresh network whose weights follow from the seed."""
+        seed_everything(seed, f"{role}-init", 0)
+        network = build(resolve(name), CLASSES, self.train.size)
+        if self.arguments.compile:
+            network.forward_intermediates = torch.compile(network.forward_intermediates)  # type: ignore[assignment, arg-type]
+        return Tapped(network).to(self.accelerator.device).to(memory_format=torch.channels_last)
+
+
+class Told(Observer):
+    """A line an epoch."""
+
+    def __init__(self, name: str, epochs: int) -> None:
+        self.name, self.epochs, self.start = name, epochs, time.perf_counter()
+
+    def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
+        """See :class:`Observer`."""
+        seconds = time.perf_counter() - self.start
+        print(f"{name} epoch {epoch + 1}/{self.epochs} loss {figures['loss']:.3f} {seconds:.0f} s", flush=True)

@@ -1,0 +1,116 @@
+"""How each row of the table of methods is trained: on the labels, under the teacher, or two networks together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock
+from resident import Batch
+from table_bench import CLASSES, Bench
+from table_teacher import TeacherAnswers
+from torch import Tensor, nn
+
+from iekd.compress.diagnose import diagnose_tap
+from iekd.compress.diagnostics.finished_run import Split
+from iekd.compress.distill import Distillation
+from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_objective, is_mutual
+from iekd.compress.objectives.lift import InheritExplore
+from iekd.compress.teacher import Supervised
+from iekd.compress.trainer import seed_everything
+from iekd.models.taps import Tapped
+
+
+class Trained(NamedTuple):
+    """The student of one row."""
+
+    network: nn.Module
+    likeness: dict[str, float]
+    """CKA of each part of its channels with the teacher, and how many random splits differ as much."""
+
+
+def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Trained:
+    """Train one row against the teacher."""
+    student, size = bench.tapped(bench.arguments.student, seed, "student"), bench.train.size
+    name, settings = parse_row(row, bench.arguments)
+    seed_everything(seed, "objective-init", 0)
+    objective = build_objective(
+        name,
+        teacher=answers.teacher.shapes(size),
+        student=student.shapes(size),
+        classes=CLASSES,
+        settings=settings,
+    ).to(bench.accelerator.device)
+    pretraining = objective.pretraining()
+    if pretraining is not None:
+        kind = name.split("+")[0].removeprefix("ie-")
+        with FileLock(bench.folder / f"factors-{kind}.lock"):  # one teacher, one factor, for all rows and seeds
+            epochs = bench.recipe.factor_epochs
+            bench.fit(pretraining, f"factors-{kind}", epochs, 0, lambda b: (answers(b[0], b[2]).taps,))
+        pretraining.requires_grad_(False)
+    probe = torch.arange(min(512, len(bench.train)), device=bench.accelerator.device)
+    with torch.no_grad():
+        student.eval()
+        objective.prepare(student(bench.train.view(probe, 0)), answers(probe, 0))
+
+    @torch.no_grad()
+    def inputs(batch: Batch) -> tuple[Tensor, ...]:
+        indices, targets, view = batch
+        record = objective.record(answers(indices, view))
+        return (bench.train.view(indices, view), targets, record.logits, *record.codes)
+
+    bench.fit(Distillation(student, objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
+    lifts = [lift for lift in getattr(objective, "lifts", []) if len(lift.heads) == 2]
+    return Trained(student.network, likeness_of(bench, answers.teacher, student, lifts[0]) if lifts else {})
+
+
+@torch.no_grad()
+def likeness_of(bench: Bench, teacher: Tapped, student: Tapped, lift: InheritExplore) -> dict[str, float]:
+    """What ``iekd-compress diagnose`` says of the parts, on a thousand validation images."""
+    pixels = torch.split(
+        bench.val.view(torch.arange(min(1000, len(bench.val)), device=lift.explore_index.device), None), 250
+    )
+    maps = [
+        torch.cat([network(part).taps[0].float().cpu() for part in pixels]) for network in (teacher, student.eval())
+    ]
+    found = diagnose_tap(-1, *maps, Split(lift.inherit_index.cpu(), lift.explore_index.cpu()))
+    values = {f"cka_{part.part}": round(part.cka.value, 4) for part in found.parts if part.cka and part.part != "all"}
+    return {**values, "chance": round(found.chance, 4)} if found.chance is not None else values
+
+
+def together(bench: Bench, row: str, seed: int) -> Trained:
+    """Train two students together, without a teacher; returns the second."""
+    networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
+    name, settings = parse_row(row, bench.arguments)
+    task = build_mutual(name, networks, image_size=bench.train.size, settings=settings)
+    bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
+    return Trained(networks[1].network, {})
+
+
+def alone(bench: Bench, row: str, seed: int) -> Trained:
+    """Train the student on the labels."""
+    student = bench.tapped(bench.arguments.student, seed, "student")
+    task = Supervised(student.network)
+    bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
+    return Trained(student.network, {})
+
+
+def parse_row(row: str, arguments: argparse.Namespace) -> tuple[str, ObjectiveSettings]:
+    """The objective that a row names, and its settings: ``--set`` for all rows, then what follows the row's ``@``."""
+    name, _, own = row.partition("@")
+    changes: dict[str, Any] = {}
+    for text in [*arguments.set, *filter(None, own.split(","))]:
+        key, _, value = text.partition("=")
+        changes[key] = float(value) if value.replace(".", "", 1).isdigit() else value
+    return name, ObjectiveSettings(**changes)
+
+
+def train_row(bench: Bench, row: str, seed: int, answers: Callable[[], TeacherAnswers]) -> Trained:
+    """The trained student of one row; only rows that need the teacher ask for it."""
+    if row == "ce":
+        return alone(bench, row, seed)
+    if is_mutual(parse_row(row, bench.arguments)[0]):
+        return together(bench, row, seed)
+    return distilled(bench, answers(), row, seed)

@@ -1,0 +1,76 @@
+"""The one teacher of the table of methods, and its answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from table_bench import Bench
+from torch import Tensor
+
+from iekd.compress.teacher import Supervised
+from iekd.files import atomic_file, write_json
+from iekd.models.taps import Features, Tapped
+
+
+class TeacherAnswers:
+    """The teacher's logits and maps for every image and recurring view, or the teacher itself where views are fresh."""
+
+    def __init__(self, bench: Bench, teacher: Tapped) -> None:
+        self.teacher, self.train = teacher, bench.train
+        self.kept = [self._keep(bench.folder / f"answers-{view}", view) for view in range(bench.recipe.views or 0)]
+
+    def _keep(self, file: Path, view: int) -> Features:
+        """The answers to one view of all images, asked once and shared by all workers through a file."""
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                parts = [self._ask(part, view) for part in torch.split(torch.arange(len(self.train)), 500)]
+                taps = torch.cat([part.taps[0] for part in parts]).half().contiguous()
+                with atomic_file(file) as temporary:
+                    save_file({"logits": torch.cat([part.logits for part in parts]), "taps": taps}, temporary)
+            found = load_file(file, device=str(self.train.targets.device))
+        return Features(found["logits"], (found["taps"],))
+
+    @torch.no_grad()
+    def _ask(self, indices: Tensor, view: int) -> Features:
+        answer = self.teacher(self.train.view(indices.to(self.train.targets.device), view))
+        return Features(answer.logits.float(), answer.taps)
+
+    def __call__(self, indices: Tensor, view: int) -> Features:
+        """Its answer to a batch."""
+        if not self.kept:
+            return self._ask(indices, view)
+        kept = self.kept[view]
+        return Features(kept.logits[indices], tuple(tap[indices].float() for tap in kept.taps))
+
+
+def train_teacher(bench: Bench) -> Tapped:
+    """The one teacher of all rows; trained once, kept as ``teacher/`` (weights in half precision)."""
+    teacher, name = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.arguments.teacher
+    weights, told = bench.folder / "teacher" / "weights.safetensors", bench.folder / "teacher" / "teacher.json"
+    with FileLock(bench.folder / "teacher.lock"):
+        if not told.exists():
+            data = bench.teacher_train
+            task = Supervised(teacher.network)
+            epochs = bench.recipe.teacher_epochs
+            bench.fit(task, "teacher", epochs, 0, lambda b: (data.view(b[0], b[2]), b[1]), data)
+            weights.parent.mkdir(exist_ok=True)
+            half = {key: value.half() if value.is_floating_point() else value for key, value in _state(teacher).items()}
+            with atomic_file(weights) as temporary:
+                save_file(half, temporary)
+            _load(teacher, weights)
+            facts = {"teacher": name, "top1": bench.top1(teacher.network), "images": len(data), "epochs": epochs}
+            write_json(told, facts)
+    _load(teacher, weights)  # what every row sees, this process or another
+    teacher.eval().requires_grad_(False)
+    return teacher
+
+
+def _state(teacher: Tapped) -> dict[str, Tensor]:
+    return {key: value.contiguous() for key, value in teacher.network.state_dict().items()}
+
+
+def _load(teacher: Tapped, weights: Path) -> None:
+    teacher.network.load_state_dict(load_file(weights))
