@@ -57,7 +57,7 @@ class QuantizeSettings:
     """The board, where it is known: a precision that it lacks is refused."""
     threads: int = 0
     """Of the sessions; 0: the runtime's default."""
-    latency_seconds: float = 0.5
+    latency_seconds: float = 2.0
     """Measured for each recipe, where latency decides."""
 
 
