@@ -113,6 +113,7 @@ def quantize(
     labels: NDArray[np.int64],
     held_out: tuple[Array, NDArray[np.int64]],
     settings: QuantizeSettings | None = None,
+    against: Path | None = None,
 ) -> QuantizeResult:
     """Write ``source`` quantised, or cast, as ``scheme`` says.
 
@@ -125,6 +126,8 @@ def quantize(
         held_out: preprocessed images (M, 3, H, W) and class indices (M,) that decide between candidates; the accuracy
             that is reported of the final file should come from others.
         settings: None: the defaults.
+        against: the float32 file from whose accuracy the loss is counted, where ``source`` was trained on from it to be
+            quantised; None: ``source``.
 
     Raises:
         InputError: unknown scheme; too few images; a file that is quantised already or has nothing to quantise; a
@@ -149,6 +152,8 @@ def quantize(
         return _cast(source, output, scheme, chosen, held_out, settings, start)
     with tempfile.TemporaryDirectory() as folder:
         search = _Search(source, calibration, SCHEMES[scheme], held_out, settings, Path(folder))
+        if against is not None:
+            search.count_from(against)
         return search.run(output, scheme, start)
 
 
@@ -177,6 +182,11 @@ class _Search:
         unknown = set(self.kept) - set(layer_names(calibration))
         if unknown:
             raise unknown_name("layer", sorted(unknown)[0], layer_names(calibration))
+
+    def count_from(self, against: Path) -> None:
+        """Count what is lost from this file's accuracy."""
+        session = get_backend(self.scheme.backend).load(against, threads=self.settings.threads)
+        self.before, _ = self.judge.accuracy(session)
 
     def run(self, output: Path, scheme: str, start: float) -> QuantizeResult:
         """Try all, keep the best, keep layers in float until the limit holds, check, write."""
