@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from iekd.compress.objectives.catalogue import ENTRIES
+from iekd.compress.objectives.catalogue import ENTRIES, Entry
 from iekd.errors import InputError
 from iekd.models.aliases import STUDENTS, TEACHERS
 
@@ -40,11 +40,17 @@ def timm_names(pattern: str) -> list[str]:
 
 def objectives_table() -> Table:
     """The terms that an objective may be composed of."""
-    table = _table("term", "", "source")
+    table = _table("term", "", "defaults", "source")
     for entry in ENTRIES:
-        table.add_row(entry.name, entry.summary, f"[dim]{entry.paper}[/]")
-    table.caption = "Terms are joined by +, such as ie-ft+kd."
+        table.add_row(entry.name, entry.summary, "\n".join(_defaults(entry)), f"[dim]{entry.paper}[/]")
+    table.caption = "Terms are joined by +, such as ie-ft+kd.  Defaults are changed by options of the same names."
     return table
+
+
+def _defaults(entry: Entry) -> list[str]:
+    """The settings that this term reads, as the command line names them; a transfer and its lift share an entry."""
+    others = {"transfer": ("inherit_weight", "explore_weight"), "lift": ("transfer_weight",)}.get(entry.kind, ())
+    return [f"--{name.replace('_', '-')} {value:g}" for name, value in entry.defaults.items() if name not in others]
 
 
 def doctor_table(findings: Iterable[Any]) -> Table:

@@ -35,6 +35,19 @@ def test_help_names_every_setting() -> None:
     assert [name for name in options() if flag(name) not in text] == []
 
 
+def test_objectives_are_listed_with_paper_and_the_defaults_that_they_read() -> None:
+    from iekd.compress.listings import objectives_table
+    from iekd.compress.objectives.catalogue import ENTRIES
+
+    names, _, defaults, sources = ([*column.cells] for column in objectives_table().columns)
+    assert names == [entry.name for entry in ENTRIES]
+    assert [name for name, source in zip(names, sources, strict=True) if source == "[dim][/]"] == ["ce"]
+    shown = dict(zip(names, defaults, strict=True))
+    assert shown["ft"] == "--transfer-weight 11.05"
+    assert shown["ie-ft"] == "--inherit-weight 1.105\n--explore-weight 1.105"
+    assert shown["kd"] == "--kd-weight 1\n--temperature 4"
+
+
 @pytest.mark.slow
 def test_a_run_by_flags_resumes_and_judges(tmp_path: Path) -> None:
     flags = arguments(epochs=1, out="run")
