@@ -45,10 +45,6 @@ ROWS = (
     *(f"ie-{name}+kd" for name in TRANSFERS),
     *("dml", "ie-dml", "switokd"),
 )
-FIELDS = (
-    *("row", "seed", "top1", "cka_inheritance", "cka_exploration", "chance"),
-    *("epochs", "recipe", "settings", "seconds", "device", "torch", "commit"),
-)
 
 
 def run_rows(bench: Bench) -> None:
@@ -74,7 +70,7 @@ def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, start:
         "row": row,
         "seed": seed,
         "top1": round(top1, 3),
-        **trained.likeness,
+        **trained.facts,
         "epochs": bench.recipe.epochs,
         "recipe": bench.arguments.recipe,
         "settings": " ".join(bench.arguments.set),
@@ -84,7 +80,7 @@ def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, start:
         "commit": subprocess.run(command, capture_output=True, text=True).stdout.strip(),
     }
     write_json(file, found)
-    print(f"{row:12} seed {seed}  top-1 {top1:.2f} %  {seconds:.0f} s  {trained.likeness or ''}", flush=True)
+    print(f"{row:12} seed {seed}  top-1 {top1:.2f} %  {seconds:.0f} s  {trained.facts or ''}", flush=True)
     (bench.folder / "checkpoints" / f"{row}-{seed}" / "last.pt").unlink(missing_ok=True)
 
 
@@ -92,7 +88,7 @@ def summarize(folder: Path, order: tuple[str, ...]) -> None:
     """``table.csv``, ``table.md`` and the last line."""
     found = [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
     with (folder / "table.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, FIELDS)
+        writer = csv.DictWriter(handle, list(dict.fromkeys(key for entry in found for key in entry)))
         writer.writeheader()
         writer.writerows(found)
     scores: dict[str, dict[int, float]] = {}

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from iekd.compress.diagnose import diagnose_tap
 from iekd.compress.diagnostics.finished_run import Split
 from iekd.compress.distill import Distillation
-from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_objective, is_mutual
+from iekd.compress.objectives import (
+    Objective,
+    ObjectiveSettings,
+    TeacherRecord,
+    build_mutual,
+    build_objective,
+    is_mutual,
+)
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.teacher import Supervised
 from iekd.compress.trainer import seed_everything
@@ -27,8 +34,8 @@ class Trained(NamedTuple):
     """The student of one row."""
 
     network: nn.Module
-    likeness: dict[str, float]
-    """CKA of each part of its channels with the teacher, and how many random splits differ as much."""
+    facts: dict[str, float]
+    """CKA of each part of its channels with the teacher, and how hard each term pulls on them; for the record."""
 
 
 def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Trained:
@@ -63,7 +70,21 @@ def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Tra
 
     bench.fit(Distillation(student, objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
     lifts = [lift for lift in getattr(objective, "lifts", []) if len(lift.heads) == 2]
-    return Trained(student.network, likeness_of(bench, answers.teacher, student, lifts[0]) if lifts else {})
+    likeness = likeness_of(bench, answers.teacher, student, lifts[0]) if lifts else {}
+    some = probe[: bench.recipe.batch]
+    teacher = objective.record(answers(some, 0))
+    return Trained(student.network, {**likeness, **pulls_of(bench, student, objective, some, teacher)})
+
+
+def pulls_of(
+    bench: Bench, student: Tapped, objective: Objective, some: Tensor, teacher: TeacherRecord
+) -> dict[str, float]:
+    """Size of each term's gradient on the student's last map, as a share of the labels'; after the training."""
+    features = student.eval()(bench.train.view(some, 0))
+    terms = objective.eval()(features, teacher, bench.train.targets[some])
+    pulls = {name: torch.autograd.grad(term, features.taps[0], retain_graph=True)[0] for name, term in terms.items()}
+    task = pulls.pop("task").norm().clamp(min=1e-12)
+    return {f"pull_{name}": round(float(pull.norm() / task), 4) for name, pull in pulls.items()}
 
 
 @torch.no_grad()
