@@ -33,7 +33,7 @@ SAMPLE_CALLS = 2000
 CV_LIMIT = 0.10
 """Of the host's clock: above this, on a shared or floating machine the median holds, the tail does not."""
 COMPUTE_CV_LIMIT = 0.025
-"""Of the device's compute time, as trtexec has it."""
+"""Of the compute time, as trtexec has it."""
 LAUNCH_BOUND = 0.8
 """Enqueueing that takes this share of the compute time, as trtexec has it."""
 POLICY = "host wall clock around one call, input and output in host memory, one request in flight"
@@ -42,10 +42,10 @@ PARTS = ("h2d", "compute", "d2h", "enqueue")
 
 @runtime_checkable
 class TimedSession(Protocol):
-    """A session that can tell the parts of a call apart, by events on the device."""
+    """A session that can tell the parts of a call apart, by the device's events or the runtime's own clock."""
 
-    def timed_run(self, images: Array) -> dict[str, float]:
-        """One call, in milliseconds: ``host``, the wall clock of what ``run`` does, and any of ``PARTS``."""
+    def timed_run(self, images: Array) -> tuple[Array, dict[str, float]]:
+        """What ``run`` answers, and milliseconds: ``host``, the wall clock of what it does, and any of ``PARTS``."""
         ...
 
 
@@ -147,7 +147,7 @@ def _measure_block(session: Session, feeds: list[Array], trace: Trace, number: i
     """Calls for ``BLOCK_SECONDS``, at least three; the clock is read twice a call and nothing else is done between."""
     clock = time.perf_counter
     timed = isinstance(session, TimedSession)
-    call: Callable[[Array], object] = session.timed_run if isinstance(session, TimedSession) else session.run
+    call: Callable[[Array], Any] = session.timed_run if isinstance(session, TimedSession) else session.run
     call(feeds[0])  # brings the caches back from the other sessions; not counted
     begin, first = clock(), len(trace.milliseconds)
     while len(trace.milliseconds) < first + 3 or clock() - begin < BLOCK_SECONDS:
@@ -155,20 +155,18 @@ def _measure_block(session: Session, feeds: list[Array], trace: Trace, number: i
         start = clock()
         answer = call(feed)
         end = clock()
-        trace.milliseconds.append(_note_parts(answer, trace) if timed else (end - start) * 1e3)
+        trace.milliseconds.append(_note_parts(answer[1], trace) if timed else (end - start) * 1e3)
         trace.started.append(start - origin)
         trace.block.append(number)
     trace.seconds += sum(trace.milliseconds[first:]) / 1e3
 
 
-def _note_parts(answer: object, trace: Trace) -> float:
+def _note_parts(times: Mapping[str, float], trace: Trace) -> float:
     """Keep what a timed call said of its parts; returns its wall clock, without the reading of the events."""
-    assert isinstance(answer, dict)
     for name in PARTS:
-        if name in answer:
-            trace.parts.setdefault(name, array("d")).append(answer[name])
-    host: float = answer["host"]
-    return host
+        if name in times:
+            trace.parts.setdefault(name, array("d")).append(times[name])
+    return times["host"]
 
 
 def _short(trace: Trace, seconds: float, min_iterations: int) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from iekd.deploy.backends import Array, Session
@@ -60,14 +62,20 @@ class TensorRTSession:
             return self._session.run(images)
 
     def timed_run(self, images: Array) -> tuple[Array, dict[str, float]]:
-        """See :meth:`iekd.deploy.device.session.EngineSession.timed_run`."""
+        """See :class:`iekd.deploy.benchmark.TimedSession`, measured by the device's events."""
         with domain_errors():
             return self._session.timed_run(images)
 
-    def throughput(self, images: Array, *, streams: int = 2, seconds: float = 3.0) -> float:
-        """See :meth:`iekd.deploy.device.session.EngineSession.throughput`."""
+    @property
+    def policy(self) -> str:
+        """How a call waits and launches; part of what a latency says of itself."""
+        return f"transfers included, cudaStreamSynchronize, CUDA graph {self.describe()['cuda graph']}"
+
+    def streams(self, count: int, batch: int) -> list[Callable[[Array], Array]]:
+        """See :class:`iekd.deploy.throughput.Streaming`: a context, a stream and buffers for each."""
         with domain_errors():
-            return self._session.throughput(images, streams=streams, seconds=seconds)
+            calls = self._session.streams(count)
+        return [partial(_in_domain, call) for call in calls]
 
     def describe(self) -> dict[str, str]:
         """See :class:`iekd.deploy.backends.Session`."""
@@ -76,6 +84,11 @@ class TensorRTSession:
     def close(self) -> None:
         """See :class:`iekd.deploy.backends.Session`."""
         self._session.close()
+
+
+def _in_domain(call: Callable[[Array], Array], images: Array) -> Array:
+    with domain_errors():
+        return call(images)
 
 
 TENSORRT = TensorRT()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -48,6 +49,7 @@ class EngineSession:
         self._runtime, self._engine = load_engine(path, self._manifest, self._journal)
         self._images, self._logits = bindings(self._engine)
         self._cuda_graph = cuda_graph
+        self._more: list[Lane] = []
         self._lane: Lane | None = self._new_lane()
 
     def _new_lane(self) -> Lane:
@@ -83,42 +85,24 @@ class EngineSession:
         """
         return self._checked(images).timed(images)
 
-    def throughput(
-        self, images: Images, *, streams: int = 2, seconds: float = 3.0, warmup_seconds: float = 0.2
-    ) -> float:
-        """Images per second with ``streams`` batches in flight, transfers included; another mode than latency.
+    def streams(self, count: int) -> list[Callable[[Images], Images]]:
+        """``count`` functions like :meth:`run`, each for one thread, whose batches overlap; valid until :meth:`close`.
 
-        Args:
-            images: one batch, sent again and again.
-            streams: contexts that overlap, each with a stream and buffers of its own.
-            seconds: that are measured.
-            warmup_seconds: that come before, at least one batch per stream.
+        Each has a context, a stream and buffers of its own.
+
+        Raises:
+            DeviceInputError: the session is closed.
+            OutOfMemoryError: the GPU's memory does not hold that many.
         """
-        self._checked(images)
-        lanes = [self._new_lane() for _ in range(streams)]
-        try:
-            self._overlap(lanes, images, warmup_seconds)
-            batches, elapsed = self._overlap(lanes, images, seconds)
-        finally:
-            for lane in lanes:
-                lane.close()
-        return batches * len(images) / elapsed
+        self._open_lane()
+        first = len(self._more)
+        for _ in range(count):
+            self._more.append(self._new_lane())
+        return [partial(self._run_on, lane) for lane in self._more[first:]]
 
-    @staticmethod
-    def _overlap(lanes: list[Lane], images: Images, seconds: float) -> tuple[int, float]:
-        """Batches done and seconds that they took, every lane kept busy until the time is over."""
-        begun = time.perf_counter()
-        for lane in lanes:
-            lane.submit(images)
-        batches = 0
-        while time.perf_counter() - begun < seconds:
-            for lane in lanes:
-                lane.collect()
-                lane.submit(images)
-            batches += len(lanes)
-        for lane in lanes:
-            lane.collect()
-        return batches + len(lanes), time.perf_counter() - begun
+    def _run_on(self, lane: Lane, images: Images) -> Images:
+        self._checked(images)
+        return lane.run(images)
 
     def describe(self) -> dict[str, str]:
         """What identifies this session in a report."""
@@ -139,6 +123,8 @@ class EngineSession:
     def close(self) -> None:
         """Give back what the session holds; calling it twice is harmless."""
         lane, self._lane = self._lane, None
+        while self._more:
+            self._more.pop().close()
         if lane is not None:
             lane.close()
             self._engine = self._runtime = None
@@ -153,8 +139,7 @@ class EngineSession:
 
     def _checked(self, images: Images) -> Lane:
         """The lane, for a batch that it can run."""
-        if self._lane is None:
-            raise DeviceInputError("this session is closed.", "Load the engine again.")
+        lane = self._open_lane()
         if images.dtype != np.float32:
             raise DeviceInputError(f"the engine takes float32 images, not {images.dtype}.", "Convert them.")
         low, high = self._images.smallest, self._images.largest
@@ -163,4 +148,9 @@ class EngineSession:
             raise DeviceInputError(
                 f"the engine takes images of shape ({taken}), not {images.shape}.", "Preprocess them as the model says."
             )
+        return lane
+
+    def _open_lane(self) -> Lane:
+        if self._lane is None:
+            raise DeviceInputError("this session is closed.", "Load the engine again.")
         return self._lane

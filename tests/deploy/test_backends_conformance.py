@@ -16,6 +16,7 @@ from torch import nn
 from iekd.deploy.backends import BACKENDS, Array, Session, get_backend
 from iekd.deploy.backends.onnxruntime import _placement
 from iekd.deploy.backends.torch import TorchSession
+from iekd.deploy.benchmark import PARTS, TimedSession, measure_latency
 from iekd.deploy.export import export_onnx
 from iekd.deploy.throughput import Streaming
 from iekd.errors import EnvironmentMissingError, InputError
@@ -25,16 +26,20 @@ HOW = Preprocessing(size=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), crop_fra
 CLASSES = ("cat", "dög", 'quo"te')
 MOST = 8
 CALLS = 10_000
-TOLERANCE = {"openvino-bf16": 2e-2, "onnxruntime-cuda": 1e-3, "onnxruntime-tensorrt": 1e-3}
+TOLERANCE = {"openvino-bf16": 2e-2, "onnxruntime-cuda": 1e-3, "onnxruntime-tensorrt": 1e-3, "tensorrt": 1e-3}
 """Relative to the largest logit, where it is not 1e-5: bfloat16 has 8 bits, TF32 has 11."""
 MARKS = {
     "onnxruntime-cuda": [pytest.mark.gpu],
     "onnxruntime-tensorrt": [pytest.mark.gpu, pytest.mark.tensorrt],
+    "tensorrt": [pytest.mark.gpu, pytest.mark.tensorrt],
 }
 ONNX_BACKENDS = [
     pytest.param(name, marks=MARKS.get(name, [])) for name in BACKENDS if name.startswith(("onnxruntime", "openvino"))
 ]
-ALL = [*ONNX_BACKENDS, "torch"]
+ENGINE = pytest.param("tensorrt", marks=MARKS["tensorrt"])
+ALL = [*ONNX_BACKENDS, ENGINE, "torch"]
+TIMED = ["openvino", "openvino-bf16", ENGINE]
+"""Those that tell the parts of a call apart."""
 
 
 class Small(nn.Module):
@@ -140,7 +145,7 @@ def test_wrong_shapes_and_types_are_refused(opened: Callable[..., Session], name
         images(1)[:, :, :8],
         images(1).transpose(0, 2, 3, 1),
     ):
-        with pytest.raises(InputError, match="the model takes"):
+        with pytest.raises(InputError, match=r"the (model|engine) takes"):
             session.run(bad)
     assert np.array_equal(session.run(images(1)), good), "a refusal leaves the session as it was"
 
@@ -160,7 +165,24 @@ def test_a_session_says_what_it_is(opened: Callable[..., Session], name: str) ->
     found = opened(name, threads=2).describe()
     assert {"backend", "provider", "threads"} <= found.keys()
     assert all(found.values())
-    assert found["threads"] == "2 threads"
+    assert found["threads"] == ("1 stream" if name == "tensorrt" else "2 threads")
+
+
+@pytest.mark.parametrize("name", TIMED)
+def test_a_timed_call_answers_alike_and_its_parts_fit_into_it(
+    opened: Callable[..., Session], tmp_path: Path, name: str
+) -> None:
+    session, batch = opened(name), images(4)
+    assert isinstance(session, TimedSession)
+    expected = session.run(batch)
+    logits, times = session.timed_run(batch)
+    assert close_enough(name, logits, expected)
+    assert {"host", "h2d", "compute", "d2h"} <= times.keys() <= {"host", *PARTS}
+    assert all(value > 0 for value in times.values())
+    assert times["h2d"] + times["compute"] + times["d2h"] <= times["host"]
+    found = measure_latency({"x": session}, batch, folder=tmp_path, seconds=0.05, warmup_seconds=0).latency["x"]
+    assert found.parts.keys() == times.keys() - {"host"}
+    assert found.parts["compute"].median.value < found.median.value
 
 
 @pytest.mark.parametrize("name", ALL)

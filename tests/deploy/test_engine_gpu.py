@@ -15,6 +15,7 @@ from iekd.deploy.backends import get_backend
 from iekd.deploy.device.engine import BuildSettings
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import build
+from iekd.deploy.throughput import measure_throughput
 from iekd.errors import EnvironmentMissingError, InputError
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
@@ -116,9 +117,13 @@ def test_an_unsupported_operator_is_named(onnx: Path, tmp_path: Path) -> None:
         build(path, SETTINGS, cache=tmp_path / "engines")
 
 
-def test_several_streams_overlap(onnx: Path, cache: Path) -> None:
-    with EngineSession(build(onnx, SETTINGS, cache=cache).path) as session:
-        assert session.throughput(images(8), streams=2, seconds=0.5) > 0
+def test_several_streams_overlap(onnx: Path, cache: Path, tmp_path: Path) -> None:
+    session = get_backend("tensorrt").load(build(onnx, SETTINGS, cache=cache).path)
+    found = measure_throughput(session, images(16), trace=tmp_path / "t.npz", batch=8, streams=2, seconds=0.5)
+    session.close()
+    trace = np.load(tmp_path / "t.npz")
+    assert found.images_per_second.value > 0
+    assert set(trace["stream"]) == {0, 1}
 
 
 def test_compute_agrees_with_trtexec(onnx: Path, cache: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from scipy import stats
 
 from iekd.deploy import benchmark as bench
 from iekd.deploy import conditions, repeat
-from iekd.deploy.backends import Array
+from iekd.deploy.backends import Array, Session
+from iekd.deploy.backends.tensorrt import TensorRTSession
 from iekd.deploy.conditions import Monitor, parse_gpu_row, warnings_of
 from iekd.deploy.export import export_onnx
 from iekd.deploy.repeat import Candidate, combine, measure_publishable, repeat_ratio
@@ -62,17 +64,23 @@ class Device(Sleeping):
         self.spread = spread
         self.timed = 0
 
-    def timed_run(self, batch: Array) -> dict[str, float]:
+    def timed_run(self, batch: Array) -> tuple[Array, dict[str, float]]:
         self.timed += 1
         start = time.perf_counter()
-        self.run(batch)
+        answer = self.run(batch)
         host = (time.perf_counter() - start) * 1e3
         time.sleep(0.002)  # reading the events takes time that is not the call's
         factor = 1 + self.spread * self.random.standard_normal()
-        return {"host": host, **{name: value * factor for name, value in self.pattern.items()}}
+        return answer, {"host": host, **{name: value * factor for name, value in self.pattern.items()}}
+
+    def streams(self, count: int) -> list[Callable[[Array], Array]]:
+        return [self.run] * count
+
+    def describe(self) -> dict[str, str]:
+        return {"backend": "scripted", "cuda graph": "captured"}
 
 
-def measured(tmp_path: Path, device: Device) -> bench.LatencyRun:
+def measured(tmp_path: Path, device: Session) -> bench.LatencyRun:
     return bench.measure_latency({"x": device}, images(2), folder=tmp_path, seconds=0.1, warmup_seconds=0)
 
 
@@ -87,6 +95,16 @@ def test_the_parts_of_a_call_are_separate_figures(tmp_path: Path) -> None:
     assert device.timed == latency.iterations + len(np.unique(trace["block"])), "one uncounted call a block"
     assert latency.policy.endswith("; blocking wait, no CUDA graph")
     assert not [warning for warning in latency.warnings if "bound" in warning or "compute" in warning]
+
+
+def test_an_engine_s_own_times_reach_the_record(tmp_path: Path) -> None:
+    """The TensorRT backend over a device session that is scripted: the two must agree on what a timed call returns."""
+    device = Device(h2d=0.2, compute=2.0, d2h=0.1, enqueue=0.5)
+    latency = measured(tmp_path, TensorRTSession(device)).latency["x"]  # type: ignore[arg-type]
+    assert {name: part.median.value for name, part in latency.parts.items()} == pytest.approx(device.pattern)
+    assert latency.policy.endswith("CUDA graph captured")
+    calls = TensorRTSession(device).streams(3, 2)  # type: ignore[arg-type]
+    assert [len(call(images(2))) for call in calls] == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -204,12 +204,13 @@ def test_a_session_answers(run: Run, version: str) -> None:
     device = sum(answer["timed"][key] for key in ("h2d", "compute", "d2h"))
     assert 0 < device <= answer["timed"]["host"]
     assert answer["timed right"]
-    assert answer["throughput"] > 0
-    assert answer["throughput leaves"] == 0
+    assert answer["streams"] == [True, True]
+    assert answer["wrong in a stream"]["raised"] == "DeviceInputError"
     for name, refusal in answer["wrong"].items():
         assert refusal["raised"] == "DeviceInputError", name
     assert "(1 to 4, 3, 4, 4), not (5, 3, 4, 4)" in answer["wrong"]["too many"]["message"]
-    assert answer["closed"]["message"] == "this session is closed."
+    for refusal in (answer["closed"], *answer["closed for streams"]):
+        assert refusal["message"] == "this session is closed."
     assert answer["left after close"] == 0
     assert answer["without graph"] == [3, "off"]
     assert answer["capture fails"][0] == [True, True, True]

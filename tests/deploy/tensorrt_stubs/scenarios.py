@@ -206,8 +206,9 @@ def session(folder: Path) -> Any:
     answers["timed"], answers["timed right"] = times, bool(np.allclose(logits, expected(images), atol=1e-6))
 
     live = device.live()
-    answers["throughput"] = opened.throughput(images, streams=3, seconds=0.05, warmup_seconds=0.01)
-    answers["throughput leaves"] = device.live() - live
+    calls = opened.streams(2)
+    answers["streams"] = [device.live() > live, bool(np.allclose(calls[-1](images), expected(images), atol=1e-6))]
+    answers["wrong in a stream"] = outcome(lambda: calls[0](images.astype(np.float64)))
 
     wrong = {
         "type": images.astype(np.float64),
@@ -220,6 +221,7 @@ def session(folder: Path) -> Any:
     opened.close()
     opened.close()
     answers["closed"] = outcome(lambda: opened.run(images))
+    answers["closed for streams"] = [outcome(lambda: calls[0](images)), outcome(lambda: opened.streams(1))]
     answers["left after close"] = device.live()
 
     with EngineSession(engine, cuda_graph=False) as plain:
