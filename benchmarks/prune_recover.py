@@ -95,7 +95,7 @@ def _recover(arguments: argparse.Namespace, common: dict[str, object]) -> Iterat
                     objective=objective,
                     epochs=max(1, arguments.epochs // arguments.steps),
                     lr=arguments.lr,
-                    **common,  # type: ignore[arg-type]
+                    **{**common, "train_limit": arguments.recovery_limit or arguments.train_limit},  # type: ignore[arg-type]
                 )
                 student = folder / "student"
             assert report is not None
@@ -176,6 +176,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--bench-seconds", type=float, default=3.0)
     parser.add_argument("--train-limit", type=int, default=None)
+    parser.add_argument("--recovery-limit", type=int, help="training images of every recovery, where fewer than before")
     parser.add_argument("--val-limit", type=int, default=None)
     return parser.parse_args()
 
