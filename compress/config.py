@@ -83,6 +83,11 @@ class RunConfig:
         str,
         Option("fp32, fp16, bf16, int8, fp8, or best: all that the target has.", _COMPRESS),
     ] = "fp32"
+    max_drop: Annotated[float, Ge(0), Le(1), Option("Most accuracy that a precision may lose.", _COMPRESS)] = 0.01
+    qat: Annotated[str, Option("Train under simulated int8: auto (where it loses more), always, never.", _COMPRESS)] = (
+        "auto"
+    )
+    qat_epochs: Annotated[int | None, Ge(1), Option("Epochs of that training.", _COMPRESS)] = None
 
     objective: Annotated[str, Option("Terms joined by +; `iekd-compress objectives` lists them.", _METHOD)] = "ie-ft+kd"
     tap: Annotated[str, Option("Stages to tap, such as -1 or -2,-1.", _METHOD)] = "-1"
@@ -143,6 +148,7 @@ CHOICES = {
     "precision": ("fp32", "fp16", "bf16", "int8", "fp8", "best"),
     "prune_criterion": ("group-norm", "magnitude", "bn-scale", "taylor"),
     "prune_scope": ("uniform", "global"),
+    "qat": ("auto", "always", "never"),
     "keep": ("last", "best"),
     "mixed_precision": ("auto", "no", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),

@@ -16,6 +16,7 @@ from iekd.compress.objectives.base import Objective, TeacherRecord
 from iekd.compress.objectives.build import build_objective
 from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.quantizers.simulated import Answers, Simulated
 from iekd.compress.teacher import first_network
 from iekd.compress.teacher_cache import AnswerCache, bytes_needed
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
@@ -37,7 +38,7 @@ PROBE_IMAGES = 256
 class Distillation(nn.Module):
     """Student and objective: everything that distillation trains, in one module; the teacher stays outside."""
 
-    def __init__(self, student: Tapped, objective: Objective) -> None:
+    def __init__(self, student: Tapped | Simulated, objective: Objective) -> None:
         super().__init__()
         self.student = student
         self.objective = objective
@@ -100,15 +101,34 @@ class Schedule(NamedTuple):
     epochs: int
 
 
-def distill_network(network: nn.Module, teacher: nn.Module, schedule: Schedule, job: Job) -> tuple[History, History]:
-    """Train ``network`` in place under ``teacher``; returns the student's history and the factors'."""
+def distill_network(
+    network: nn.Module,
+    teacher: nn.Module,
+    schedule: Schedule,
+    job: Job,
+    simulate: Callable[[Tapped], Simulated] | None = None,
+) -> tuple[History, History]:
+    """Train ``network`` in place under ``teacher``; returns the student's history and the factors'.
+
+    Args:
+        network: the student.
+        teacher: trained.
+        schedule: name, learning rate, epochs.
+        job: the run, with the objective.
+        simulate: makes the copy of the tapped student that is trained in its stead, under simulated quantisation.
+    """
     tapped_teacher = tap_teacher(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
     tapped_teacher.eval().requires_grad_(False)
     student = Tapped(network, job.config.taps).to(job.device)
     objective = make_objective(job.config, tapped_teacher, student, job.preprocessing.size, job.classes).to(job.device)
     factor_history = _prepare_factors(objective, tapped_teacher, job)
     _prepare_from_data(objective, tapped_teacher, student, job)
-    return _train(student, objective, tapped_teacher, schedule, job), factor_history
+    if simulate is None:
+        return _train(student, network, objective, tapped_teacher, schedule, job), factor_history
+    simulated = simulate(student)
+    history = _train(simulated, Answers(simulated), objective, tapped_teacher, schedule, job)
+    network.load_state_dict(simulated.network.state_dict())
+    return history, factor_history
 
 
 def load_teacher(job: Job, given: str | nn.Module) -> nn.Module:
@@ -181,14 +201,23 @@ def _prepare_from_data(objective: Objective, teacher: Teacher, student: Tapped, 
     objective.prepare(student(images), teacher(images))
 
 
-def _train(student: Tapped, objective: Objective, teacher: Teacher, schedule: Schedule, job: Job) -> History:
+def _train(
+    student: Tapped | Simulated,
+    judged: nn.Module,
+    objective: Objective,
+    teacher: Teacher,
+    schedule: Schedule,
+    job: Job,
+) -> History:
+    """Train ``student`` in place; ``judged`` gives the logits whose accuracy each epoch reports."""
     name, lr, epochs = schedule
 
     def answer(images: Tensor) -> tuple[Tensor, ...]:
         record = objective.record(teacher(images))
         return (record.logits, *record.codes)
 
-    views = min(epochs, MOST_VIEWS) if job.config.views is None else job.config.views
+    longest = max(epochs, job.config.epochs or 0)  # a shorter training reads the answers that the longer one kept
+    views = min(longest, MOST_VIEWS) if job.config.views is None else job.config.views
     size = job.preprocessing.size
     with torch.no_grad():
         objective.eval()
@@ -206,7 +235,7 @@ def _train(student: Tapped, objective: Objective, teacher: Teacher, schedule: Sc
         accelerator=job.accelerator,
         observer=job.observer,
         inputs=lambda batch: (batch.image, batch.target, *frozen(batch)),
-        evaluate=lambda: {"accuracy": job.accuracy(student.network)},
+        evaluate=lambda: {"accuracy": job.accuracy(judged)},
         events=job.folder / "events" / name,
     )
     if job.config.keep == "best":

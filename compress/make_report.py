@@ -100,6 +100,7 @@ def _curves(stages: dict[str, dict[str, Any]]) -> list[results.Curve]:
         ("distill", "factors", "factor_curves"),
         ("distill", "student", "curves"),
         ("prune", "pruned student", "curves"),
+        ("quantize", "student under int8", "curves"),
     ):
         curves: dict[str, list[float]] = stages.get(stage, {}).get("result", {}).get(key, {})
         found += [results.Curve(stage=title, name=name, values=values) for name, values in curves.items()]
@@ -110,8 +111,9 @@ def _about(job: Job, stages: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
     if job.data.skipped:
         notes.append(f"{job.data.skipped} unreadable images were left out.")
-    for refused in stages.get("quantize", {}).get("result", {}).get("refused", []):
-        notes.append(f"Not shipped in {refused}")
+    quantized = stages.get("quantize", {}).get("result", {})
+    notes += [f"Not shipped in {refused}" for refused in quantized.get("refused", [])]
+    notes += quantized.get("remarks", [])
     if TARGETS[job.config.target].on_board:
         notes.append(f"Latency is this machine's; {job.config.target} measures its own: see student.bundle.zip.")
     if job.config.keep == "best":

@@ -22,6 +22,7 @@ from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
 from iekd.compress.pruned_student import prune_student
+from iekd.compress.qat import train_quantized
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.run_folder import RunFolder
 from iekd.compress.targets import TARGETS
@@ -105,7 +106,7 @@ def run_stages(
                 lambda: export_models(job, given),
                 one_process=True,
             ),
-            **_quantizing(folder, job),
+            **_quantizing(folder, given, plan, job),
             "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
             "report": lambda: folder.once(lambda: make_report(job, folder.stages(), plan.notes, command_line())),
             **_bundling(folder, job),
@@ -146,11 +147,17 @@ def _training(
     }
 
 
-def _quantizing(folder: RunFolder, job: Job) -> dict[str, Callable[[], dict[str, Any]]]:
+def _quantizing(
+    folder: RunFolder, given: dict[str, str | nn.Module], plan: Plan, job: Job
+) -> dict[str, Callable[[], dict[str, Any]]]:
     """The stage that makes the student's other precisions, where any were asked for."""
     if not precisions_asked(job.config):
         return {}
-    return {"quantize": lambda: folder.stage("quantize", [VARIANTS], lambda: make_variants(job), one_process=True)}
+
+    def train(scheme: str) -> dict[str, Any]:
+        return train_quantized(scheme, plan, job, load_teacher(job, given["teacher"]), given["student"])
+
+    return {"quantize": lambda: folder.stage("quantize", [VARIANTS], lambda: make_variants(job, folder.once, train))}
 
 
 def _bundling(folder: RunFolder, job: Job) -> dict[str, Callable[[], Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from iekd.compress.config import RunConfig
@@ -14,8 +15,9 @@ from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
 from iekd.compress.plan import Plan
 from iekd.compress.prune import Macs, prune
+from iekd.compress.quantizers.simulated import Simulated
 from iekd.compress.targets import TARGETS
-from iekd.compress.variants import require_quantizers
+from iekd.compress.variants import grids_to_train, require_quantizers
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import Ensemble, member_names
@@ -39,6 +41,8 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     if isinstance(networks[1], Ensemble):
         raise InputError(f"the student is one network, not those of '{student}'.", "Name one.")
     own = Tapped(networks[1], config.taps)
+    for grid in grids_to_train(config):
+        Simulated(own, torch.zeros(1, 3, size, size, device=next(own.parameters()).device), grid)
     if is_mutual(config.objective):
         if isinstance(networks[0], Ensemble):
             raise InputError(f"{config.objective} trains two networks, not the ensemble '{teacher}'.", "Name one.")

@@ -1,9 +1,14 @@
-"""The student in the target's other precisions, each a file that could ship."""
+"""The student in the target's other precisions, each a file that could ship.
+
+INT8 that loses more than the settings allow is trained for (:mod:`iekd.compress.qat`); what misses the limit even then
+keeps layers in float, or does not ship.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +17,17 @@ import numpy as np
 
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
-from iekd.compress.quantize import CASTS, QuantizeSettings, quantize
+from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
+from iekd.compress.quantizers.simulated import GRIDS, Grid
 from iekd.compress.targets import TARGETS
-from iekd.errors import EnvironmentMissingError, VerificationError, unknown_name
+from iekd.errors import EnvironmentMissingError, InputError, VerificationError, unknown_name
 from iekd.files import write_json
 
 FOLDER = "variants"
+QAT_ARTEFACT = f"{FOLDER}/qat"
+"""The student trained under simulated INT8, where it was."""
+_STUDENT = "student.onnx"
+_TRAINED = f"{QAT_ARTEFACT}/{_STUDENT}"
 _INDEX = "variants.json"
 IMAGES = 1024
 """Training images that calibrate and decide, half each; accuracy is reported on the validation set."""
@@ -59,62 +69,180 @@ _NEEDS = {
     "int8-openvino": "nncf",
     "fp8-tensorrt": "modelopt",
 }
+_INSTALL = "pip install 'iekd-compress[quantize]'"
 
 
 def require_quantizers(config: RunConfig) -> None:
-    """Raise EnvironmentMissingError unless what the precisions asked for need is installed."""
-    for precision in precisions_asked(config):
-        needed = _NEEDS.get(TARGETS[config.target].schemes[precision])
+    """Refuse, before anything is trained, precisions that cannot be made.
+
+    Raises:
+        InputError: a precision that the target has not, or ``--qat always`` without one that it serves.
+        EnvironmentMissingError: what they need is not installed.
+    """
+    asked = {precision: TARGETS[config.target].schemes[precision] for precision in precisions_asked(config)}
+    for precision, scheme in asked.items():
+        needed = _NEEDS.get(scheme)
         if needed and importlib.util.find_spec(needed) is None:
             how = "pip install nvidia-modelopt requests onnx-graphsurgeon lief"
             raise EnvironmentMissingError(
                 f"{precision} for {config.target} needs {needed}, which is not installed.",
-                how if needed == "modelopt" else "pip install 'iekd-compress[quantize]'",
+                how if needed == "modelopt" else _INSTALL,
             )
+    if config.qat != "always":
+        return
+    if not set(asked.values()) & set(GRIDS):
+        raise InputError(
+            f"--qat always trains for int8, which --precision {config.precision} of {config.target} does not make.",
+            "Add --precision int8 for a target that has it, or leave --qat out.",
+        )
+    if importlib.util.find_spec("nncf") is None:
+        raise EnvironmentMissingError("--qat needs NNCF, which is not installed.", _INSTALL)
 
 
-def make_variants(job: Job) -> dict[str, Any]:
+def grids_to_train(config: RunConfig) -> list[Grid]:
+    """Those for which the student may come to be trained: none where that was not asked for, or NNCF is missing."""
+    if config.qat == "never" or importlib.util.find_spec("nncf") is None:
+        return []
+    schemes = TARGETS[config.target].schemes
+    return [GRIDS[schemes[precision]] for precision in precisions_asked(config) if schemes[precision] in GRIDS]
+
+
+Once = Callable[[Callable[[], Any]], Any]
+"""Lets the main process do some work, and gives the result to every process."""
+Train = Callable[[str], dict[str, Any]]
+"""Writes ``QAT_ARTEFACT`` for a scheme, in all processes; returns what to record."""
+
+
+def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     """Stage ``quantize``: ``variants/`` with a file for each precision asked for, but for those that lose too much.
 
-    With ``best`` a precision may lose one point on held-out images, and layers stay in float until that holds; a
-    precision that was asked for by name is made in any case.
+    With ``best`` a precision that loses more than ``max_drop`` on held-out images does not ship; layers stay in float
+    until it does.  A precision that was asked for by name is made in any case.
+
+    Args:
+        job: the run.
+        once: for the work of one process.
+        train: for the work of all.
     """
-    target = TARGETS[job.config.target]
     asked = precisions_asked(job.config)
-    images, labels = _training_images(job)
+    maker = _Maker(job, once, train)
+    found: list[dict[str, Any]] = []
+    refused: list[str] = []
     job.observer.stage_started("quantize", len(asked))
-    found, refused = [], []
     for number, precision in enumerate(asked):
-        output = job.folder / FOLDER / f"student-{precision}.onnx"
-        settings = QuantizeSettings(
-            calibration_images=min(256, len(labels[::2])),
-            seed=job.config.seed,
-            max_drop=0.01 if job.config.precision == "best" else None,
-            target=target.name,
-            threads=job.config.threads or 0,
-        )
         try:
-            made = quantize(
-                job.folder / "student.onnx",
-                output,
-                scheme=target.schemes[precision],
-                images=images[::2],
-                labels=labels[::2],
-                held_out=(images[1::2], labels[1::2]),
-                settings=settings,
-            )
+            entry = maker.make(precision)
         except VerificationError as error:
             if job.config.precision != "best":
                 raise
             refused.append(f"{precision}: {error.message}")
+            maker.discard(precision)
             continue
-        how = "cast" if target.schemes[precision] in CASTS else f"{made.chosen.recipe}, {made.chosen.method}"
-        found.append({"precision": precision, "file": f"{FOLDER}/{made.file.name}", "how": how})
-        write_json(job.folder / FOLDER / f"student-{precision}.json", made.to_json())
-        job.observer.stage_advanced("quantize", number + 1, f"{precision}: {how}")
-    write_json(job.folder / FOLDER / _INDEX, {"variants": found, "refused": refused})
+        found.append(entry)
+        job.observer.stage_advanced("quantize", number + 1, f"{precision}: {entry['how']}")
+    once(lambda: write_json(job.folder / FOLDER / _INDEX, {"variants": found, "refused": refused}))
     made_names = ", ".join(f"{entry['precision']} ({entry['how']})" for entry in found) or "none kept its accuracy"
-    return {"refused": refused, "note": made_names}
+    return {"refused": refused, "remarks": maker.remarks, "note": made_names, **maker.training}
+
+
+class _Maker:
+    """Makes one precision after the other, from the student or from what training under quantisation made of it."""
+
+    def __init__(self, job: Job, once: Once, train: Train) -> None:
+        self.job, self.once, self.train = job, once, train
+        self.target = TARGETS[job.config.target]
+        self.images, self.labels = training_images(job) if job.accelerator.is_main_process else (None, None)
+        self.remarks: list[str] = []
+        self.training: dict[str, Any] = {}
+
+    def make(self, precision: str) -> dict[str, Any]:
+        """Write the file and its description; returns its entry in the index."""
+        scheme = self.target.schemes[precision]
+        made, trained = self._wanted(precision, scheme)
+        how = "cast" if scheme in CASTS else f"{made.chosen.recipe}, {made.chosen.method}"
+        if trained and trained["ships"]:
+            how += f", trained with {trained['objective']}"
+        description = {**made.to_json(), "qat": trained}
+        self.once(lambda: write_json(self.job.folder / FOLDER / f"student-{precision}.json", description))
+        return {"precision": precision, "file": f"{FOLDER}/{made.file.name}", "how": how}
+
+    def discard(self, precision: str) -> None:
+        """Remove what was tried on the way to a precision that does not ship."""
+
+        def work() -> None:
+            for path in (self.job.folder / FOLDER).glob(f"student-{precision}.*"):
+                path.unlink()
+
+        self.once(work)
+
+    def _wanted(self, precision: str, scheme: str) -> tuple[QuantizeResult, dict[str, Any] | None]:
+        """The result that ships, and what training did, where there was any."""
+        config = self.job.config
+        limit = config.max_drop if config.precision == "best" else None
+        if scheme not in GRIDS or config.qat == "never":
+            return self._quantized(precision, _STUDENT, limit), None
+        plain = self._quantized(precision, _STUDENT, None)
+        if not self._worth_training(precision, plain):
+            within = limit is None or plain.drop <= limit
+            return plain if within else self._quantized(precision, _STUDENT, limit), None
+        record = self.train(scheme)
+        self.training = {"epochs": record["epochs"], "curves": record.pop("curves")}
+        after = self._quantized(precision, _TRAINED, None)
+        better = after.drop <= plain.drop
+        record |= {"drop_before": plain.drop, "drop_after": after.drop, "ships": better, "untrained": plain.to_json()}
+        self._remark(precision, record)
+        if better and (limit is None or after.drop <= limit):
+            return after, record
+        return self._quantized(precision, _TRAINED if better else _STUDENT, limit), record
+
+    def _worth_training(self, precision: str, plain: QuantizeResult) -> bool:
+        config = self.job.config
+        if config.qat == "auto" and plain.drop <= config.max_drop:
+            return False
+        if importlib.util.find_spec("nncf") is None:
+            self.remarks.append(
+                f"{precision} loses {plain.drop:.2%} and was not trained for: NNCF is not installed ({_INSTALL})."
+            )
+            return False
+        return True
+
+    def _remark(self, precision: str, record: dict[str, Any]) -> None:
+        text = (
+            f"{precision} lost {record['drop_before']:.2%} of accuracy on held-out images, after {record['epochs']} "
+            f"epochs of {record['objective']} under simulated quantisation {record['drop_after']:.2%}"
+        )
+        self.remarks.append(text + ("." if record["ships"] else ": what ships is not trained for it."))
+
+    def _quantized(self, precision: str, source: str, limit: float | None) -> QuantizeResult:
+        """The file of this precision from ``source``; the loss is counted from the student's own float32 file."""
+        job, folder = self.job, self.job.folder
+
+        def work() -> QuantizeResult | VerificationError:
+            settings = QuantizeSettings(
+                calibration_images=min(256, len(self.labels[::2])),
+                seed=job.config.seed,
+                max_drop=limit,
+                target=self.target.name,
+                threads=job.config.threads or 0,
+            )
+            try:
+                return quantize(
+                    folder / source,
+                    folder / FOLDER / f"student-{precision}.onnx",
+                    scheme=self.target.schemes[precision],
+                    images=self.images[::2],
+                    labels=self.labels[::2],
+                    held_out=(self.images[1::2], self.labels[1::2]),
+                    settings=settings,
+                    against=None if source == _STUDENT else folder / _STUDENT,
+                )
+            except VerificationError as error:
+                return error  # to be raised by every process
+
+        result: QuantizeResult | VerificationError = self.once(work)
+        if isinstance(result, VerificationError):
+            raise result
+        return result
 
 
 def read_variants(folder: Path) -> list[Variant]:
@@ -126,7 +254,8 @@ def read_variants(folder: Path) -> list[Variant]:
     return [Variant(entry["precision"], entry["file"]) for entry in entries]
 
 
-def _training_images(job: Job) -> tuple[Any, Any]:
+def training_images(job: Job) -> tuple[Any, Any]:
+    """Images that calibrate and decide, in random order: float32 (N, 3, H, W), and their class indices (N,)."""
     source = job.data.train
     chosen = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).round().astype(int)
     chosen = np.random.default_rng(job.config.seed).permutation(chosen)  # images may lie sorted by class

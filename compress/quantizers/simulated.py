@@ -79,7 +79,7 @@ class Simulated(nn.Module):
             if not quantizer.per_channel:
                 self._activations.append(fake)
         with torch.no_grad():
-            for batch in images.split(_BATCH):
+            for batch in torch.split(images, _BATCH):
                 self(batch)
         self.eval()
 
