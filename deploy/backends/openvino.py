@@ -176,7 +176,8 @@ class _Request:
 
     def logits(self) -> Array:
         """A copy, for the request writes over its own next time."""
-        return self._answer.copy()
+        copy: Array = self._answer.copy()
+        return copy
 
     @property
     def milliseconds(self) -> float:
