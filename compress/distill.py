@@ -17,6 +17,7 @@ from iekd.compress.objectives.build import build_objective
 from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.quantizers.simulated import Answers, Simulated
+from iekd.compress.shared import answers_of, shared_checkpoints
 from iekd.compress.teacher import first_network
 from iekd.compress.teacher_cache import AnswerCache, bytes_needed
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
@@ -25,7 +26,7 @@ from iekd.errors import InputError
 from iekd.files import sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 from iekd.models.ensemble import Ensemble
-from iekd.models.taps import Tapped
+from iekd.models.taps import Features, Tapped
 
 MOST_VIEWS = 8
 """Augmented views kept of each image when the settings leave it open; more views cost disk and first-time forwards."""
@@ -53,11 +54,11 @@ class FrozenTeacher:
     """The teacher's answers to a batch, from the cache where there is one.
 
     Args:
-        answer: asks the network: images to a tuple of tensors.
+        answer: asks the network: a batch to a tuple of tensors.
         cache: where answers are kept, or None to ask every time.
     """
 
-    def __init__(self, answer: Callable[[Tensor], tuple[Tensor, ...]], cache: AnswerCache | None) -> None:
+    def __init__(self, answer: Callable[[Batch], tuple[Tensor, ...]], cache: AnswerCache | None) -> None:
         self._answer = answer
         self._cache = cache
 
@@ -65,8 +66,8 @@ class FrozenTeacher:
     def __call__(self, batch: Batch) -> tuple[Tensor, ...]:
         """The answers for ``batch``, float32."""
         if self._cache is None:
-            return tuple(answer.float() for answer in self._answer(batch.image))
-        return self._cache(batch.index, batch.view.clamp(min=0), lambda: self._answer(batch.image))
+            return tuple(answer.float() for answer in self._answer(batch))
+        return self._cache(batch.index, batch.view.clamp(min=0), lambda: self._answer(batch))
 
 
 def distill(
@@ -121,7 +122,7 @@ def distill_network(
     tapped_teacher.eval().requires_grad_(False)
     student = Tapped(network, job.config.taps).to(job.device)
     objective = make_objective(job.config, tapped_teacher, student, job.preprocessing.size, job.classes).to(job.device)
-    factor_history = _prepare_factors(objective, tapped_teacher, job)
+    factor_history = _prepare_factors(objective, tapped_teacher, student, job)
     _prepare_from_data(objective, tapped_teacher, student, job)
     if simulate is None:
         return _train(student, network, objective, tapped_teacher, schedule, job), factor_history
@@ -170,20 +171,24 @@ def make_objective(config: RunConfig, teacher: Teacher, student: Tapped, size: i
     )
 
 
-def _prepare_factors(objective: Objective, teacher: Teacher, job: Job) -> History:
+def _prepare_factors(objective: Objective, teacher: Teacher, student: Tapped, job: Job) -> History:
     """Train what the objective learns from the teacher alone (the factors' auto-encoder), then freeze it."""
     pretraining = objective.pretraining()
     if pretraining is None:
         return History()
-    shapes = tuple(tuple(shape) for shape in teacher.shapes(job.preprocessing.size))
-    frozen = FrozenTeacher(lambda images: teacher(images).taps, _cache("taps", shapes, 1, job))
+    shapes = teacher.shapes(job.preprocessing.size)
+    cache = _cache("taps", tuple(tuple(shape) for shape in shapes), 1, job)
+    ask = answers_of(teacher, shapes, job, MOST_VIEWS if cache else 0)
+    frozen = FrozenTeacher(lambda batch: ask(batch).taps, cache)
+    # maps are compared at the smaller size of both: of the student, the factors hang on that alone
+    sizes = [(shape.height, shape.width) for shape in student.shapes(job.preprocessing.size)]
     settings = FitSettings(epochs=job.config.factor_epochs, lr=FACTOR_LR, weight_decay=0.0, seed=job.config.seed)
     history = fit(
         pretraining,
         job.train_batches(views=1),
         settings,
         name="factors",
-        folder=job.folder / "checkpoints" / "factors",
+        folder=shared_checkpoints(job, "factors", sizes),
         accelerator=job.accelerator,
         observer=job.observer,
         inputs=lambda batch: (frozen(batch),),
@@ -212,8 +217,8 @@ def _train(
     """Train ``student`` in place; ``judged`` gives the logits whose accuracy each epoch reports."""
     name, lr, epochs = schedule
 
-    def answer(images: Tensor) -> tuple[Tensor, ...]:
-        record = objective.record(teacher(images))
+    def compact(features: Features) -> tuple[Tensor, ...]:
+        record = objective.record(features)
         return (record.logits, *record.codes)
 
     longest = max(epochs, job.config.epochs or 0)  # a shorter training reads the answers that the longer one kept
@@ -221,9 +226,10 @@ def _train(
     size = job.preprocessing.size
     with torch.no_grad():
         objective.eval()
-        shapes = tuple(tuple(part.shape[1:]) for part in answer(torch.zeros(1, 3, size, size, device=job.device)))
-        cache = _cache("records", shapes, views, job)
-        frozen = FrozenTeacher(answer, cache)
+        example = compact(teacher(torch.zeros(1, 3, size, size, device=job.device)))
+        cache = _cache("records", tuple(tuple(part.shape[1:]) for part in example), views, job)
+        ask = answers_of(teacher, teacher.shapes(size), job, MOST_VIEWS if cache else 0)
+        frozen = FrozenTeacher(lambda batch: compact(ask(batch)), cache)
     task = Distillation(student, objective)
     checkpoints = job.folder / "checkpoints" / name
     history = fit(

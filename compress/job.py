@@ -33,6 +33,8 @@ class Job:
     accelerator: Accelerator
     observer: Observer
     folder: Path
+    shared: Path | None = None
+    """Folder of what all runs under the same frozen teacher have in common; None: this run is by itself."""
 
     @property
     def classes(self) -> int:
@@ -70,6 +72,11 @@ class Job:
             )
 
         return batches
+
+    def view_loader(self, view: int) -> DataLoader[Sample]:
+        """One augmented view of every training image, in order."""
+        dataset = ViewDataset(self.data.train, self.preprocessing, self.augmentation, self.config.seed)
+        return plain_loader(dataset, batch_size=self.config.batch_size, workers=self.workers, view=view)
 
     def val_loader(self) -> DataLoader[Sample]:
         """Validation images in order, as the deployed model will see them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
+from iekd.compress.shared import shared_file
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import read_variants
 from iekd.deploy.accuracy import measure_accuracy
@@ -46,23 +48,31 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number, role in enumerate(ROLES):
         place = job.folder / ("pruned" if role == "student" and job.config.prune else role)
-        artefact = load_artefact(place, given[role] if not isinstance(given[role], str) else None)
+        source = place, given[role] if not isinstance(given[role], str) else None
+        make = functools.partial(_export, job.config, source, images)
         path = job.folder / f"{role}.onnx"
-        network = artefact.network.cpu().eval()
-        name = artefact.architecture.name
-        export_onnx(network, path, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
-        session = open_session(job.config, path)
-        reference = TorchSession(network, session.input_shape)
-        found[role] = {
-            "name": name,
-            "parameters": count_parameters(network),
-            "macs": count_macs(network, artefact.preprocessing.size),
-            "verification": verify(session, reference, images, name=name).model_dump(),
-        }
-        session.close()
+        found[role] = shared_file(job, path, make) if role == "teacher" else make(path)
         job.observer.stage_advanced("export", number + 1, f"{path.name} {path.stat().st_size / 1e6:.1f} MB")
     worst = min(found[role]["verification"]["top1_agreement"] for role in ROLES)
     return {**found, "note": f"both files agree with PyTorch on {worst:.1%} of {len(images)} images"}
+
+
+def _export(config: RunConfig, source: tuple[Path, Any], images: Array, path: Path) -> dict[str, Any]:
+    """Write and verify one file; ``source`` is an artefact, and the network that it describes if it was an object."""
+    artefact = load_artefact(*source)
+    network = artefact.network.cpu().eval()
+    name = artefact.architecture.name
+    export_onnx(network, path, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
+    session = open_session(config, path)
+    reference = TorchSession(network, session.input_shape)
+    facts = {
+        "name": name,
+        "parameters": count_parameters(network),
+        "macs": count_macs(network, artefact.preprocessing.size),
+        "verification": verify(session, reference, images, name=name).model_dump(),
+    }
+    session.close()
+    return facts
 
 
 @dataclass(frozen=True)

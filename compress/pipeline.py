@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -81,8 +82,12 @@ def run_stages(
     observer: Observer,
     *,
     until: str,
+    shared: Path | None = None,
 ) -> Report | None:
-    """Do the stages up to ``until`` (one of ``STAGES``) that the run folder does not hold yet."""
+    """Do the stages up to ``until`` (one of ``STAGES``) that the run folder does not hold yet.
+
+    ``shared`` is a folder for what all runs under the same given teacher, data and settings have in common.
+    """
     if until == "teacher" and is_mutual(config.objective):
         raise InputError(
             f"{config.objective} trains both networks together: there is no teacher to train before.",
@@ -96,7 +101,7 @@ def run_stages(
         plan = _plan(folder, config, images, teacher, student, observer)
         config = plan.settle(config)
         folder.keep_config(to_yaml(config))
-        job = Job(config, images, plan.preprocessing, plan.augmentation, accelerator, observer, folder.path)
+        job = Job(config, images, plan.preprocessing, plan.augmentation, accelerator, observer, folder.path, shared)
         given = {"teacher": teacher, "student": student}
         stages: dict[str, Callable[[], Any]] = {
             **_training(folder, given, plan, job),
@@ -176,7 +181,6 @@ def _bundling(folder: RunFolder, job: Job) -> dict[str, Callable[[], Any]]:
 def command_line() -> str:
     """How this process was started, for the report."""
     import shlex
-    from pathlib import Path
 
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 

@@ -116,6 +116,7 @@ class _Search:
         self.observer = observer or Observer()
         self.folder = config.folder
         self.epochs = config.epochs or STUDENT_EPOCHS
+        self.table: dict[Candidate, Entry] = {}
 
     def run(self) -> Outcome:
         storage = open_storage(self.own.storage, self.folder)
@@ -123,10 +124,10 @@ class _Search:
             Study(f"{self.folder.name}{end}", storage, self.space, self._identity(), self.config.seed)
             for end in ("", "-full")
         )
-        table = self._table()
+        self.table = table = self._table()
         refused = {candidate.name: entry["refused"] for candidate, entry in table.items() if "refused" in entry}
         if len(refused) == len(table):
-            raise InputError(f"no candidate can be had; {next(iter(refused.values()))}", "Give other students.")
+            raise InputError(f"no student can be used; {_first(refused)}", "Give others.")
         usable = [candidate for candidate in table if candidate.name not in refused]
         worth = [candidate for candidate in usable if self._is_worth_it(table[candidate])]
         accuracy = None
@@ -145,7 +146,7 @@ class _Search:
             teacher_accuracy=accuracy,
         )
         if worth and not outcome.points:
-            raise InputError(f"no candidate could be trained; {_first(outcome.refused)}", "Correct that setting.")
+            raise InputError(f"no student could be trained; {_first(outcome.refused)}", "Correct that setting.")
         write_text(self.folder / "search.json", outcome.model_dump_json(indent=2) + "\n")
         write_text(self.folder / "search.html", render(outcome.model_dump()))
         return outcome
@@ -161,17 +162,21 @@ class _Search:
 
     def _train(self, candidate: Candidate, phase: Phase) -> tuple[dict[str, Any], tuple[float, float]]:
         """A whole run of one candidate; what is known of its files, and the two figures that Optuna goes by."""
-        self.observer.note(f"{phase} schedule: {candidate.name}")
+        self.observer.note(f"{'Short recovery' if phase == 'short' else 'Full schedule'}: {candidate.title}")
         run = f"{phase}/{candidate.name}"
-        config = self._run_config(candidate, run, self.epochs if phase == "full" else self._short_epochs())
-        report = run_stages(config, config.teacher, config.student, self.data, self.observer, until="report")
+        config = self._run_config(candidate, run, phase)
+        shared = self._teacher_run(candidate.size) / "shared"
+        report = run_stages(
+            config, config.teacher, config.student, self.data, self.observer, until="report", shared=shared
+        )
         assert report is not None
         points = points_of(report, candidate, phase, self._reference_accuracy(), run, socket.gethostname())
         fast = [point for point in points if self.limits.fast_enough(point.latency.value)]
         best = max(fast, key=lambda p: p.retained) if fast else min(points, key=lambda p: p.latency.value)
         return {"points": [point.model_dump() for point in points]}, (best.retained, best.latency.value)
 
-    def _run_config(self, candidate: Candidate, run: str, epochs: int) -> RunConfig:
+    def _run_config(self, candidate: Candidate, run: str, phase: Phase) -> RunConfig:
+        short = phase == "short"
         return dataclasses.replace(
             self.config,
             teacher=str(self._teacher(candidate.size)),
@@ -179,17 +184,26 @@ class _Search:
             teacher_epochs=0,
             teacher_weights="auto",
             prune=candidate.prune,
+            precision=self._precision(candidate),
             image_size=candidate.size,
-            epochs=epochs,
+            epochs=self._short_epochs() if short else self.epochs,
+            qat="never" if short and self.config.qat == "auto" else self.config.qat,
             out=str(self.folder / run),
         )
+
+    def _precision(self, candidate: Candidate) -> str:
+        """Of ``best`` float32 alone is left where the table has no other precision of this network nearly as fast."""
+        latency = self.table[candidate]["latency"]
+        others = [value for precision, value in latency.items() if precision != "fp32"]
+        slower = bool(others) and min(others) > SLACK * latency["fp32"]
+        return "fp32" if self.config.precision == "best" and slower else self.config.precision
 
     def _short_epochs(self) -> int:
         return self.own.short_epochs or max(1, self.epochs // 4)
 
     def _teacher(self, size: int) -> Path:
         """The artefact of the one teacher for this input size, trained by whoever needs it first."""
-        out = self.folder / "teachers" / f"{size}px"
+        out = self._teacher_run(size)
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{out}.lock"):
             if not (out / "teacher" / "model.json").is_file():
@@ -199,6 +213,10 @@ class _Search:
                 )
                 run_stages(config, config.teacher, student, self.data, self.observer, until="teacher")
         return out / "teacher"
+
+    def _teacher_run(self, size: int) -> Path:
+        """Its run folder; in ``shared`` there lies what all runs under it have in common."""
+        return self.folder / "teachers" / f"{size}px"
 
     def _reference_accuracy(self) -> float:
         """Of the teacher at the largest input size: what every candidate is held against."""
@@ -257,7 +275,7 @@ def _usual_size(config: RunConfig, data: ImageData) -> int:
 def _check(config: RunConfig, own: SearchSettings) -> None:
     if is_mutual(config.objective):
         raise InputError(
-            f"{config.objective} trains both networks together: no teacher can be shared by all candidates.",
+            f"{config.objective} trains both networks together: no teacher can be shared by all students.",
             "Choose another objective; `iekd-compress objectives` lists them.",
         )
     for flag, value in (("--trials", own.trials), ("--winners", own.winners), ("--short-epochs", own.short_epochs)):

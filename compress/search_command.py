@@ -24,7 +24,7 @@ Prunes = Annotated[
 Sizes = Annotated[str | None, typer.Option(help="Input sizes, such as 64,96.", rich_help_panel=_PANEL)]
 Trials = Annotated[int, typer.Option(help="Networks that get a short recovery.", rich_help_panel=_PANEL)]
 ShortEpochs = Annotated[
-    int | None, typer.Option(help="Epochs of a short recovery; default a quarter.", rich_help_panel=_PANEL)
+    int | None, typer.Option(help="Epochs of a short recovery; default a quarter of --epochs.", rich_help_panel=_PANEL)
 ]
 Winners = Annotated[int, typer.Option(help="Networks that get the full schedule.", rich_help_panel=_PANEL)]
 Storage = Annotated[
@@ -83,7 +83,7 @@ def _print(out: Console, found: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0), title="Pareto front")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("student", "pruned", "input", "precision", "kept", "median", "file"):
         table.add_column(title, overflow="fold")
     for point in found.front:
@@ -92,6 +92,7 @@ def _print(out: Console, found: Any) -> None:
             escape(point.student), *cells, f"{point.latency.value:.3g} ms", escape(f"{point.run}/{point.file}")
         )
     if found.front:
+        out.print("Files that no other beats in both accuracy and latency:")
         out.print(table)
     mark = "[bold green]FOUND[/]" if found.kept else "[bold red]MISSED[/]"
     out.print(f"{mark}  {escape(found.sentence)}", highlight=False, soft_wrap=True)

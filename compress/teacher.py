@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iekd.compress.job import Job
+from iekd.compress.shared import shared_facts
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
 from iekd.errors import EnvironmentMissingError, InputError
 from iekd.models.checkpoint import Artefact, load_artefact, load_state, read_description, read_weights, save_artefact
@@ -148,7 +149,8 @@ def make_teacher(given: str | nn.Module, origin: str, epochs: int, lr: float, jo
     network, architecture = first_network(given, origin, job.config.teacher_weights, job, "teacher")
     network.to(job.device)
     history = train_network(network, name="teacher", epochs=epochs, lr=lr, job=job) if epochs else History()
-    accuracy = job.accuracy(network)
+    found = shared_facts(job, "accuracy", lambda: {"accuracy": job.accuracy(network)})
+    accuracy: float = found["accuracy"]
     artefact = Artefact(
         network, architecture, job.data.classes, job.preprocessing, {"accuracy": accuracy, "origin": origin}
     )

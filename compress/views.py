@@ -119,9 +119,9 @@ def train_loader(
     return _loader(dataset, _Views(order, view), batch_size, workers, drop_last)
 
 
-def plain_loader(dataset: ViewDataset, *, batch_size: int, workers: int) -> DataLoader[Sample]:
-    """Every image once, in order, not augmented."""
-    return _loader(dataset, _Views(np.arange(len(dataset)), PLAIN), batch_size, workers, drop_last=False)
+def plain_loader(dataset: ViewDataset, *, batch_size: int, workers: int, view: int = PLAIN) -> DataLoader[Sample]:
+    """Every image once, in order, as one view; not augmented where none is named."""
+    return _loader(dataset, _Views(np.arange(len(dataset)), view), batch_size, workers, drop_last=False)
 
 
 def auto_workers(data: ImageData) -> int:

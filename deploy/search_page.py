@@ -37,6 +37,13 @@ def pareto_chart(outcome: dict[str, Any]) -> str:
         axes.step(*_columns(front), "o-", where="post", color=STUDENT, markersize=6, label="front")
         if chosen is not None:
             axes.plot(*_columns([chosen]), "*", color=TEACHER, markersize=14, label="chosen")
+        for point in front:
+            place = point["latency"]["value"], 100 * point["retained"]
+            axes.annotate(
+                _label(point), place, (7, -4), textcoords="offset points", va="top", fontsize=8, color=STUDENT
+            )
+        if limits["min_retained"] is not None or limits["max_latency_ms"] is not None:
+            axes.plot([], [], "--", color=INK, linewidth=1, label="limit")
         if limits["min_retained"] is not None:
             axes.axhline(100 * limits["min_retained"], color=INK, linestyle="--", linewidth=1)
         if limits["max_latency_ms"] is not None:
@@ -45,11 +52,16 @@ def pareto_chart(outcome: dict[str, Any]) -> str:
         axes.margins(x=0.15, y=0.15)
         _plain_log(axes)
         axes.set_xlabel("median latency, ms")
-        axes.set_ylabel("accuracy kept")
+        axes.set_ylabel("of the teacher's accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=1))
         axes.legend(loc="best")
 
-    return _svg(draw, "Accuracy kept against latency of every file, with the Pareto front", (5.6, 3.6))
+    return _svg(draw, "Accuracy kept against latency of every file, with the Pareto front", (8.4, 3.8))
+
+
+def _label(point: dict[str, Any]) -> str:
+    pruned = f" -{point['prune']:.0%}" if point["prune"] else ""
+    return f"{point['student']}{pruned} {point['precision']}"
 
 
 def _columns(points: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:

@@ -27,12 +27,11 @@ from iekd.compress.searching.space import Candidate, identity_of
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import precisions_asked
 from iekd.deploy.benchmark import measure_latency
-from iekd.deploy.export import export_onnx
+from iekd.deploy.export import sketch_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.errors import InputError, VerificationError
 from iekd.files import write_json
 from iekd.models.checkpoint import load_artefact
-from iekd.models.preprocessing import Preprocessing
 from iekd.models.registry import build, is_artefact, resolve
 
 SECONDS = 0.3
@@ -116,10 +115,8 @@ class LatencyTable:
         random = np.random.default_rng(0)
         noise = random.standard_normal((IMAGES, 3, candidate.size, candidate.size)).astype(np.float32)
         labels = np.arange(IMAGES, dtype=np.int64) // 2 % 2
-        names = [str(number) for number in range(self.classes)]
         source = folder / "fp32.onnx"
-        how = Preprocessing(size=candidate.size)
-        export_onnx(network, source, preprocessing=how, classes=names, name=candidate.student)
+        sketch_onnx(network, source, candidate.size)
         files = {"fp32": source}
         for precision in self._precisions():
             settings = QuantizeSettings(
@@ -175,5 +172,5 @@ def machine_key(config: RunConfig) -> str:
 def describe(entry: Entry) -> str:
     """An entry in a few words."""
     if "refused" in entry:
-        return f"cannot be had: {entry['refused']}"
+        return f"cannot be used: {entry['refused']}"
     return ", ".join(f"{precision} {value:.3g} ms" for precision, value in entry["latency"].items())

@@ -48,8 +48,7 @@ class Point(Record):
     @property
     def title(self) -> str:
         """The file in a few words."""
-        pruned = f", {self.prune:.0%} of its MACs pruned" if self.prune else ""
-        return f"{self.student}{pruned}, {self.precision}, {self.size} pixels"
+        return f"{Candidate(self.student, self.prune, self.size).title}, {self.precision}"
 
 
 class Estimate(Record):
@@ -85,7 +84,7 @@ class Outcome(Record):
     points: list[Point]
     too_slow: list[Estimate]
     refused: dict[str, str]
-    """Candidates that cannot be had, and why."""
+    """Candidates that cannot be used, and why."""
 
 
 def points_of(
@@ -157,7 +156,7 @@ def judge(
         points: all files; where a network was trained fully its short recovery is left out.
         table: latencies of the untrained candidates.
         too_slow: those that were not trained for their latency.
-        refused: those that cannot be had, and why.
+        refused: those that cannot be used, and why.
         config: the search's settings.
         limits: to keep.
         teacher_accuracy: the reference.
@@ -213,28 +212,27 @@ def _fastest(estimate: Estimate) -> float:
 
 
 def _why(chosen: Point, count: int, limits: Limits) -> str:
-    asked = " and ".join(_asked(limits))
     best = "fastest" if limits.min_retained is not None else "most accurate"
     return (
-        f"{chosen.title} ships: of {count} measured files it is the {best} with {asked}: it keeps "
-        f"{chosen.retained:.1%} of the teacher's accuracy at {chosen.latency.value:.3g} ms."
+        f"{chosen.title}: {chosen.retained:.1%} of the teacher's accuracy at {chosen.latency.value:.3g} ms. "
+        f"Of {count} measured files it is the {best} with {' and '.join(_asked(limits))}."
     )
 
 
 def _why_not(fast: Point | None, good: Point | None, estimate: Estimate | None, limits: Limits) -> str:
     parts = [f"No file has {' and '.join(_asked(limits))}."]
     if fast:
-        parts.append(f"Nearest that is fast enough: {_figures(fast)}.")
+        of_these = "" if limits.max_latency_ms is None else " of those that are fast enough"
+        parts.append(f"The most accurate{of_these}: {_figures(fast)}.")
     elif estimate:
-        parts.append(
-            f"None is fast enough: the fastest, {estimate.student}"
-            f"{f', {estimate.prune:.0%} of its MACs pruned' if estimate.prune else ''}, {estimate.size} pixels, takes "
-            f"{_fastest(estimate):.3g} ms untrained."
-        )
+        network = Candidate(estimate.student, estimate.prune, estimate.size)
+        parts.append(f"None is fast enough: the fastest, {network.title}, takes {_fastest(estimate):.3g} ms untrained.")
     if good:
-        parts.append(f"Nearest that is accurate enough: {_figures(good)}.")
+        of_these = "" if limits.min_retained is None else " of those that are accurate enough"
+        parts.append(f"The fastest{of_these}: {_figures(good)}.")
     elif fast:
         parts.append("None is accurate enough.")
+    parts.append("Loosen a limit, or give other students or more epochs.")
     return " ".join(parts)
 
 

@@ -38,6 +38,12 @@ class Candidate:
         student = re.sub(r"[^\w.]+", "_", self.student.rstrip("/")).strip("_")
         return f"{student}-p{round(100 * self.prune):02d}-{self.size}px"
 
+    @property
+    def title(self) -> str:
+        """In sentences."""
+        pruned = f", {self.prune:.0%} of its MACs pruned" if self.prune else ""
+        return f"{self.student}{pruned}, {self.size} pixels"
+
     def to_json(self) -> dict[str, Any]:
         """JSON types alone; also what Optuna chooses."""
         return asdict(self)

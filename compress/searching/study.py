@@ -159,7 +159,7 @@ class Study:
         for key, value in json.loads(json.dumps(identity)).items():
             if kept.get(key) != value:
                 raise InputError(
-                    f"the study '{name}' is of another {key}: it was {kept.get(key)} and is {value}.",
+                    f"the search '{name}' was begun with another {key}: it was {kept.get(key)} and is {value}.",
                     "Give another --out, or the settings of that search.",
                 )
 

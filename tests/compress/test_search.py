@@ -118,9 +118,19 @@ def test_a_stopped_search_trains_only_what_is_left(searched: tuple[Path, int, An
     assert len(list((out / "teachers").glob("*/teacher"))) == 1
 
 
+def test_the_teacher_is_asked_once_for_all_runs(searched: tuple[Path, int, Any]) -> None:
+    out, _, _ = searched
+    shared = out / "teachers" / "16px" / "shared"
+    assert sorted(file.stem for file in (shared / "answers").glob("*.safetensors")) == ["view0", "view1"]
+    assert len(list((shared / "checkpoints").iterdir())) == 1
+    files = [shared / "teacher.onnx", *out.glob("*/*/teacher.onnx")]
+    assert len(files) == 4
+    assert len({file.read_bytes() for file in files}) == 1
+
+
 def test_another_search_in_the_same_folder_is_refused(searched: tuple[Path, int, Any]) -> None:
     out, _, _ = searched
-    with pytest.raises(InputError, match="is of another batch_size: it was 32 and is 16"):
+    with pytest.raises(InputError, match="was begun with another batch_size: it was 32 and is 16"):
         search(tiny(out, min_retained=0.01, batch_size=16), OWN)
 
 
@@ -181,8 +191,8 @@ def test_the_front_the_winners_and_the_choice() -> None:
     assert found(Limits(max_latency_ms=None, min_retained=0.85), points).chosen.student == "a"
     missed = found(Limits(max_latency_ms=1.7, min_retained=0.95), points)
     assert (missed.nearest_fast.student, missed.nearest_accurate.student) == ("a", "c")
-    assert "Nearest that is fast enough: a" in missed.sentence
-    assert "Nearest that is accurate enough: c" in missed.sentence
+    assert "The most accurate of those that are fast enough: a" in missed.sentence
+    assert "The fastest of those that are accurate enough: c" in missed.sentence
     grown = found(limits, [*points, point(0.97, 1.0, phase="full")])
     assert grown.chosen.student == "a"
     assert len(grown.points) == 4
@@ -205,7 +215,7 @@ def test_workers_share_a_database(tmp_path: Path) -> None:
         process.join()
         assert process.exitcode == 0
     assert {result["name"] for result in study.results()} == {c.name for c in SPACE.candidates()}
-    with pytest.raises(InputError, match="of another k"):
+    with pytest.raises(InputError, match="begun with another k"):
         Study("s", open_storage(url, tmp_path), SPACE, {"k": 2}, seed=0)
 
 
