@@ -187,7 +187,8 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _refuse_other_config(path: Path, state: dict[str, Any], settings: dict[str, Any], identity: dict[str, Any]) -> None:
-    before, now = state["config"], settings
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}  # of settings newer than the run
+    before, now = {**defaults, **state["config"]}, settings
     keys = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
     if keys:
         changes = ", ".join(f"{flag(key)} was {before.get(key)} and is {now[key]}" for key in keys[:3])

@@ -151,7 +151,10 @@ class _Maker:
     def __init__(self, job: Job, once: Once, train: Train) -> None:
         self.job, self.once, self.train = job, once, train
         self.target = TARGETS[job.config.target]
-        self.images, self.labels = training_images(job) if job.accelerator.is_main_process else (None, None)
+        self.images: Any = None
+        self.labels: Any = None
+        if job.accelerator.is_main_process:
+            self.images, self.labels = training_images(job)
         self.remarks: list[str] = []
         self.training: dict[str, Any] = {}
 

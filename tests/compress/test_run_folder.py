@@ -81,6 +81,19 @@ def test_another_configuration_is_refused_and_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_setting_that_is_newer_than_the_run_counts_as_its_default(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as folder:
+        folder.stage("export", [], dict)
+    file = tmp_path / "run" / "run.json"
+    state = json.loads(file.read_text())
+    del state["config"]["max_drop"]
+    file.write_text(json.dumps(state))
+    with pytest.raises(RunFolderError, match=r"--max-drop was 0\.01 and is 0\.02"):
+        opened(tmp_path / "run", max_drop=0.02).__enter__()
+    with opened(tmp_path / "run"):
+        pass
+
+
 def test_a_run_that_made_nothing_gives_way_to_a_corrected_command(tmp_path: Path) -> None:
     with opened(tmp_path / "run", epochs=3) as folder:
         folder.stage("plan", [], dict)
