@@ -113,7 +113,7 @@ def measure(arguments: argparse.Namespace, name: str, writer: csv.DictWriter[str
         print(f"{name:18} {row:22} {median.value:8.3f} ms {interval}  p99 {latency.p99.value:.3f}")
         writer.writerow(
             {"model": name, "row": row, "batch": batch, "size": size, "median_ms": median.value, "low": median.low,
-             "high": median.high, "p99_ms": latency.p99.value, "images_per_second": 1e3 * batch / median.value}
+             "high": median.high, "p99_ms": latency.p99.value}
         )  # fmt: skip
 
 
@@ -129,7 +129,7 @@ def main() -> None:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device here; --device cpu tries the script without one")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    fields = ["model", "row", "batch", "size", "median_ms", "low", "high", "p99_ms", "images_per_second", "note"]
+    fields = ["model", "row", "batch", "size", "median_ms", "low", "high", "p99_ms", "note"]
     with (arguments.out / "gpu.csv").open("w", newline="") as handle:
         writer = csv.DictWriter(handle, fields)
         writer.writeheader()

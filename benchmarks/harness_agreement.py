@@ -112,6 +112,8 @@ def take_turns(stopped: list[subprocess.Popen[str]]) -> None:
             stopped.append(process)
             continue
         if code:
+            for other in stopped:
+                other.kill()
             sys.exit(f"{process.args!r} ended with exit code {code}")
 
 
@@ -144,8 +146,8 @@ def main() -> None:
     if options.worker is not None:
         measure_ours(options.worker, options)
         return
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # both sides inherit it
     machine = fingerprint(options.threads)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # both sides inherit it
     print(f"{options.model} {options.size} x {options.size}, {options.threads} thread(s), batch 1, float32")
     print(f"{machine.device}, {machine.cores} cores, OpenVINO {machine.packages.get('openvino')}")
     with tempfile.TemporaryDirectory() as name:

@@ -14,10 +14,11 @@ from iekd.compress.data import ImageData, load_data
 from iekd.compress.views import ViewDataset, auto_workers, plain_loader
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Session, get_backend
-from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.benchmark import PARTS, measure_latency
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio
+from iekd.deploy.results import Latency
 from iekd.deploy.throughput import measure_throughput
 from iekd.errors import InputError
 from iekd.files import write_json
@@ -97,7 +98,7 @@ def bench_files(
             "fingerprint": fingerprint(cores).model_dump(),
         },
     )
-    tables = [_table(names, accuracy, run, folder)]
+    tables = [_table(names, accuracy, run, folder), *_parts(run.latency)]
     images_used = next(iter(inputs.values()))
     if modes.streams:
         tables.append(_throughput(sessions, images_used, folder, batch, modes.streams, seconds))
@@ -158,6 +159,19 @@ def _table(names: dict[str, Path], accuracy: dict[str, Any], run: Any, folder: P
         )
     table.caption = f"raw traces and bench.json in {folder}"
     return table
+
+
+def _parts(latency: dict[str, Latency]) -> list[Table]:
+    """Where the time of a call went, for the sessions that tell."""
+    told = {name: found for name, found in latency.items() if found.parts}
+    if not told:
+        return []
+    table = _empty(*(f"{part} ms" for part in PARTS), "whole call ms")
+    for name, found in told.items():
+        medians = [f"{found.parts[part].median.value:.3f}" if part in found.parts else "-" for part in PARTS]
+        table.add_row(name, *medians, f"{found.median.value:.3f}")
+    table.caption = "medians of the parts of a call: to the device, computing, from the device, enqueueing"
+    return [table]
 
 
 def _throughput(

@@ -24,12 +24,18 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         precision: Annotated[str, typer.Option(help="fp32 (the file as it is), fp16, bf16, int8, fp8 or best.")] = (
             "fp32"
         ),
+        target: Annotated[str, typer.Option(help="tensorrt: this machine's GPU.  Boards build their own.")] = (
+            "tensorrt"
+        ),
         data: Annotated[str | None, typer.Option(help="Images to calibrate on, as for the main job.")] = None,
-        output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy the engine there.")] = None,
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="Copy the engine and its manifest there.")
+        ] = None,
         batch: Annotated[str, typer.Option(help="Smallest,usual,largest batch.")] = "1,1,8",
         height: Sizes = None,
         width: Sizes = None,
         workspace: Annotated[int | None, typer.Option(help="Scratch memory a layer, MiB.")] = None,
+        tactic_memory: Annotated[int | None, typer.Option(help="Memory for trying out one kernel, MiB.")] = None,
         level: Annotated[int, typer.Option(min=0, max=5, help="Optimisation level; 5 searches longest.")] = 3,
         tf32: Annotated[bool, typer.Option(help="Let float32 layers multiply in TF32.")] = True,
         sparse: Annotated[bool, typer.Option(help="Use 2:4 sparse weights.")] = False,
@@ -42,16 +48,16 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         debug: Debug = False,
     ) -> None:
         """Build a TensorRT engine for this machine's GPU, out of the cache where it holds one."""
-        import shutil
-
-        from iekd.compress.engines import build_engines
+        from iekd.compress.engines import build_engines, check_target
         from iekd.deploy.engine import BuildSettings
 
+        check_target(target)
         settings = BuildSettings(
             batch=_range("--batch", batch),
             height=None if height is None else _range("--height", height),
             width=None if width is None else _range("--width", width),
             workspace_mib=workspace,
+            tactic_mib=tactic_memory,
             optimization_level=level,
             tf32=tf32,
             sparse=sparse,
@@ -60,15 +66,21 @@ def add_commands(app: typer.Typer, out: Console) -> None:
             strip_plan=strip,
             dla_core=dla,
         )
-        with out.status("building"):
+        with out.status("building") as status:
             choices = build_engines(
-                model, precision, settings, data=data, folder=model.parent, log=out.print if debug else None
+                model,
+                precision,
+                settings,
+                data=data,
+                folder=model.parent,
+                progress=lambda share, phase: status.update(f"building {share:.0%}  {phase}"),
+                log=out.print if debug else None,
             )
         for choice in choices:
             if choice.median_ms is not None:
                 out.print(f"  {choice.precision:5} {choice.accuracy:.2%} at {choice.median_ms:.3f} ms", highlight=False)
         best = choices[0].engine
-        path = best.path if output is None else Path(shutil.copyfile(best.path, output))
+        path = best.path if output is None else best.copy_to(output)
         out.print(f"[green]✓[/] {path}  {choices[0].precision}, layers in {best.layers}",
                   highlight=False, soft_wrap=True)  # fmt: skip
 

@@ -14,6 +14,7 @@ from iekd.compress.targets import TARGETS
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import get_backend
 from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.device.engine_watch import Progress
 from iekd.deploy.engine import BuildSettings, BuiltEngine, build, check_precision, domain_errors
 from iekd.deploy.export import read_metadata
 from iekd.errors import InputError, VerificationError, unknown_name
@@ -37,8 +38,28 @@ class Choice:
     median_ms: float | None = None
 
 
+def check_target(name: str) -> None:
+    """Raise InputError unless engines for the target ``name`` are built on this machine."""
+    if name not in TARGETS:
+        raise unknown_name("target", name, TARGETS)
+    if TARGETS[name].on_board:
+        raise InputError(
+            f"an engine for {name} is built on the board, for its own GPU and TensorRT.",
+            "`iekd-compress bundle RUN`, then `iekd-compress deploy user@board BUNDLE`: that builds it there.",
+        )
+    if TARGETS[name].backend != "tensorrt":
+        raise InputError(f"the target {name} runs no engine: {TARGETS[name].summary}.", "Leave --target out.")
+
+
 def build_engines(
-    model: Path, precision: str, settings: BuildSettings, *, data: str | None, folder: Path, log: Any = None
+    model: Path,
+    precision: str,
+    settings: BuildSettings,
+    *,
+    data: str | None,
+    folder: Path,
+    progress: Progress | None = None,
+    log: Any = None,
 ) -> list[Choice]:
     """Build the engine, or with ``best`` one a precision, the best first.
 
@@ -48,6 +69,7 @@ def build_engines(
         settings: how to build.
         data: images as ``--data`` names them; every precision but fp32 needs them.
         folder: for the ONNX files in other precisions.
+        progress: called with the share of the present build that is done, and its phase.
         log: called with each line of TensorRT's log.
 
     Raises:
@@ -56,16 +78,18 @@ def build_engines(
     """
     if precision not in PRECISIONS:
         raise unknown_name("precision", precision, PRECISIONS)
+    if not model.is_file():
+        raise InputError(f"no ONNX file at {model}.", "Check the path.")
     with domain_errors():
         settings.check()
     get_backend("tensorrt").require()
     if precision == "fp32":
-        return [Choice("fp32", model, build(model, settings, log=log))]
+        return [Choice("fp32", model, build(model, settings, progress=progress, log=log))]
     images = _images(data)
     if precision != "best":
         check_precision(precision)
         file = convert(model, precision, images, folder)
-        return [Choice(precision, file, build(file, settings, log=log))]
+        return [Choice(precision, file, build(file, settings, progress=progress, log=log))]
     files = {"fp32": model}
     for name in SCHEMES:
         try:
@@ -73,7 +97,7 @@ def build_engines(
             files[name] = convert(model, name, images, folder)
         except (InputError, VerificationError):  # not on this GPU, or not with this accuracy: others remain
             continue
-    built = {name: build(file, settings, log=log) for name, file in files.items()}
+    built = {name: build(file, settings, progress=progress, log=log) for name, file in files.items()}
     return _ranked(files, built, images, folder)
 
 

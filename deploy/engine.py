@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from iekd.deploy.device.engine_watch import Log, Progress
 from iekd.deploy.device.errors import DeviceError, DeviceMissingError, OutOfMemoryError
 from iekd.deploy.device.trt_version import version_numbers
 from iekd.errors import EnvironmentMissingError, InputError
+from iekd.files import atomic_file
 
 __all__ = ["BuildSettings", "BuiltEngine", "build", "cache_folder", "check_precision", "domain_errors"]
 
@@ -29,6 +31,15 @@ class BuiltEngine:
     manifest: Manifest
     layers: Path
     """The inspector's JSON: what the engine consists of."""
+
+    def copy_to(self, output: Path) -> Path:
+        """Copy the engine, and beside it the manifest, without which no session loads it, and the layers."""
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for suffix in (".json", ".layers.json", self.path.suffix):
+            target = output if suffix == self.path.suffix else output.with_suffix(suffix)
+            with atomic_file(target) as temporary:
+                shutil.copyfile(self.path.with_suffix(suffix), temporary)
+        return output
 
 
 def build(

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import onnx
 import pytest
+import typer
+from rich.console import Console
 from small import command
+from typer.testing import CliRunner
 
 
 @pytest.fixture
@@ -54,6 +60,11 @@ def test_a_model_repository_for_triton(own_run: Path, tmp_path: Path) -> None:
         (("build", "student.onnx", "--batch", "1,x,3"), 2, "is not smallest,usual,largest"),
         (("build", "student.onnx", "--batch", "4,2,1"), 2, "not smallest, usual, largest"),
         (("build", "student.onnx", "--precision", "fp12"), 2, "unknown precision 'fp12'"),
+        (("build", "none.onnx"), 2, "no ONNX file at none.onnx"),
+        (("build", "student.onnx", "--target", "jetson-orin"), 2, "built on the board"),
+        (("build", "student.onnx", "--target", "cpu"), 2, "runs no engine: ONNX Runtime on a CPU"),
+        (("build", "student.onnx", "--target", "tpu"), 2, "unknown target 'tpu'"),
+        (("build", "student.onnx", "--tactic-memory", "0"), 2, "tactic_mib is 0"),
         (("bundle", "nowhere"), 2, "nowhere"),
         (("deploy", "user@board", "none.zip"), 2, "none.zip"),
         (("serve-config", "none.onnx"), 2, "none.onnx"),
@@ -113,3 +124,39 @@ def test_another_precision_needs_images(monkeypatch: pytest.MonkeyPatch, own_run
     monkeypatch.setattr(engines, "get_backend", lambda name: Present())
     with pytest.raises(InputError, match="needs images to calibrate on"):
         engines.build_engines(own_run / "student.onnx", "int8", BuildSettings(), data=None, folder=tmp_path)
+
+
+def test_a_build_shows_its_progress(monkeypatch: pytest.MonkeyPatch, own_run: Path, tmp_path: Path) -> None:
+    """From the builder to the line that the user sees; the builder itself needs a GPU and is scripted."""
+    from iekd.compress import device_commands, engines
+    from iekd.deploy.engine import BuiltEngine
+
+    class Present:
+        def require(self) -> None: ...
+
+    def build(onnx: Path, settings: Any, *, progress: Any, log: Any) -> BuiltEngine:
+        progress(0.5, "Tactics")
+        return BuiltEngine(onnx, None, onnx)  # type: ignore[arg-type]
+
+    class Screen(Console):
+        def status(self, text: Any, **_: Any) -> Any:
+            return contextlib.nullcontext(SimpleNamespace(update=shown.append))
+
+    shown: list[str] = []
+    app = typer.Typer()
+    device_commands.add_commands(app, Screen())
+    monkeypatch.setattr(engines, "get_backend", lambda name: Present())
+    monkeypatch.setattr(engines, "build", build)
+    done = CliRunner().invoke(app, ["build", str(own_run / "student.onnx")])
+    assert done.exit_code == 0, done.output
+    assert shown == ["building 50%  Tactics"]
+
+
+def test_where_the_time_of_a_call_goes_is_told(own_run: Path, tmp_path: Path) -> None:
+    given = ("bench", str(own_run / "student.onnx"), "--backend", "openvino", "--seconds", "0.1", "--threads", "1")
+    found = command(*given, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert "compute ms" in found.stdout
+    measured = json.loads((tmp_path / "bench" / "bench.json").read_text())["models"]["student"]["latency"]
+    assert set(measured["parts"]) == {"h2d", "compute", "d2h"}
+    assert measured["parts"]["compute"]["median"]["value"] < measured["median"]["value"]

@@ -11,8 +11,9 @@ import pytest
 from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.tensorrt import TensorRTSession
 from iekd.deploy.device import errors as device_errors
+from iekd.deploy.device.engine_cache import Built, Identity, Machine, Manifest, cached_engine, check_engine, sha256_of
 from iekd.deploy.device.session import EngineSession
-from iekd.deploy.engine import BuildSettings, build, cache_folder, check_precision, domain_errors
+from iekd.deploy.engine import BuildSettings, BuiltEngine, build, cache_folder, check_precision, domain_errors
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
 
 
@@ -62,6 +63,20 @@ def test_what_is_wrong_with_the_input_is_told_first(tmp_path: Path) -> None:
         build(tmp_path / "missing.onnx")
     with pytest.raises(InputError, match="smallest, usual, largest"):
         build(tmp_path / "missing.onnx", BuildSettings(batch=(8, 1, 1)))
+
+
+def test_a_copied_engine_can_be_loaded(tmp_path: Path) -> None:
+    """A session refuses an engine without its manifest, so that goes along, and what the engine consists of."""
+    onnx = tmp_path / "student.onnx"
+    onnx.write_bytes(b"network")
+    here = Machine("10.16.1", "Orin", "8.7", "driver")
+    identity = Identity(sha256_of(onnx), here)
+    path = cached_engine(tmp_path / "cache", onnx, identity, lambda _timing: Built(b"plan", layers="{}"))
+    engine = BuiltEngine(path, Manifest.read(path), path.with_suffix(".layers.json"))
+    copy = engine.copy_to(tmp_path / "new" / "student.plan")
+    assert copy.read_bytes() == b"plan"
+    assert check_engine(copy, here) == engine.manifest
+    assert (tmp_path / "new" / "student.layers.json").read_text() == "{}"
 
 
 def test_the_cache_follows_the_user_s_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
