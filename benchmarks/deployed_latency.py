@@ -143,11 +143,12 @@ def compare(options: argparse.Namespace, out: Path, outcome: dict[str, Any], poi
     chosen = images[np.linspace(0, len(images) - 1, min(LATENCY_IMAGES, len(images))).round().astype(int)]
     measured = measure_latency(sessions, chosen, folder=out / "latency", seconds=options.seconds)
     others = _answers(options, out, outcome, batches)
+    teacher, student = (
+        Measured(role, files[role], accuracy[role], measured.latency[role], _words(sessions[role])) for role in files
+    )
     return Comparison(
-        *(
-            Measured(role, files[role], accuracy[role], measured.latency[role], _words(sessions[role]))
-            for role in ("teacher", "student")
-        ),
+        teacher,
+        student,
         measured.ratio("teacher", "student"),
         ratio_of_accuracies(right["student"], right["teacher"]),
         kept_elsewhere(right["teacher"], others, [entry["latency"]["value"] for entry in outcome["points"]]),
