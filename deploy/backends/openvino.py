@@ -147,7 +147,7 @@ class OpenVinoSession:
 class _Request:
     """One request of a network compiled for a fixed shape.
 
-    Its three steps, called one by one, cost a third of a millisecond less a call than ``infer(images)``, which sorts
+    Its three steps, called one by one, cost a quarter of a millisecond less a call than ``infer(images)``, which sorts
     out what it was given each time (docs/log.md).
     """
 
