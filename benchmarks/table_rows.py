@@ -90,13 +90,12 @@ def pulls_of(
 @torch.no_grad()
 def likeness_of(bench: Bench, teacher: Tapped, student: Tapped, lift: InheritExplore) -> dict[str, float]:
     """What ``iekd-compress diagnose`` says of the parts, on a thousand validation images."""
-    pixels = torch.split(
-        bench.val.view(torch.arange(min(1000, len(bench.val)), device=lift.explore_index.device), None), 250
-    )
-    maps = [
+    chosen = torch.arange(min(1000, len(bench.val)), device=lift.explore_index.device)
+    pixels = torch.split(bench.val.view(chosen, None), 250)
+    theirs, own = (
         torch.cat([network(part).taps[0].float().cpu() for part in pixels]) for network in (teacher, student.eval())
-    ]
-    found = diagnose_tap(-1, *maps, Split(lift.inherit_index.cpu(), lift.explore_index.cpu()))
+    )
+    found = diagnose_tap(-1, theirs, own, Split(lift.inherit_index.cpu(), lift.explore_index.cpu()))
     values = {f"cka_{part.part}": round(part.cka.value, 4) for part in found.parts if part.cka and part.part != "all"}
     return {**values, "chance": round(found.chance, 4)} if found.chance is not None else values
 
