@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -17,10 +22,12 @@ from iekd.compress import variants
 from iekd.compress.config import make_config
 from iekd.compress.observer import Observer
 from iekd.compress.qat import qat_epochs, qat_objective
-from iekd.compress.variants import QAT_ARTEFACT, grids_to_train, require_quantizers
+from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
+from iekd.compress.variants import QAT_ARTEFACT, grids_to_train, make_variants, require_quantizers
 from iekd.deploy.graph_checks import is_quantized, require_tensorrt_graph
 from iekd.deploy.report import read_report
-from iekd.errors import EnvironmentMissingError, InputError
+from iekd.deploy.results import Accuracy, Interval
+from iekd.errors import EnvironmentMissingError, InputError, VerificationError
 from iekd.models.checkpoint import load_artefact
 
 pytest.importorskip("nncf")
@@ -88,6 +95,9 @@ def test_a_stopped_training_ends_with_the_same_weights(trained: Path, tmp_path: 
                 raise KeyboardInterrupt
 
     folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    for part in (folder / "variants", folder / "checkpoints" / "qat"):
+        shutil.rmtree(part)
     with pytest.raises(KeyboardInterrupt):
         iekd.run(**tiny(out=str(folder)), observer=Stop())
     assert not (folder / QAT_ARTEFACT).exists()
@@ -96,62 +106,120 @@ def test_a_stopped_training_ends_with_the_same_weights(trained: Path, tmp_path: 
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
-def test_tensorrts_graph_is_checked_after_training_too(tmp_path: Path) -> None:
-    described = run(tmp_path / "run", target="jetson-orin", qat_epochs=1)
-    assert described["scheme"] == "int8-tensorrt"
-    require_tensorrt_graph(onnx.load(str(tmp_path / "run" / "variants" / "student-int8.onnx")), ())
+def test_the_trained_weights_make_a_graph_that_tensorrt_takes(trained: Path, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).standard_normal((16, 3, 32, 32)).astype(np.float32)
+    labels = np.arange(16) % 10
+    made = quantize(
+        trained / QAT_ARTEFACT / "student.onnx",
+        tmp_path / "int8.onnx",
+        scheme="int8-tensorrt",
+        images=images,
+        labels=labels,
+        held_out=(images, labels),
+        settings=QuantizeSettings(calibration_images=16, methods=("minmax",), max_drop=None, threads=1),
+        against=trained / "student.onnx",
+    )
+    require_tensorrt_graph(onnx.load(str(made.file)), ())
 
 
-def test_auto_trains_where_the_limit_is_missed_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = run(tmp_path / "kept", qat="auto", max_drop=1.0)
-    assert kept["qat"] is None
-    assert not (tmp_path / "kept" / QAT_ARTEFACT).exists()
-
-    real = variants.quantize
-
-    def lossy(source: Path, output: Path, **how: Any) -> Any:
-        """Three points worse than it is, unless trained."""
-        made = real(source, output, **how)
-        if "qat" in source.parts:
-            return made
-        top1 = made.after.top1.model_copy(update={"value": made.before.top1.value - 0.03})
-        return type(made)(**{**vars(made), "after": made.after.model_copy(update={"top1": top1})})
-
-    monkeypatch.setattr(variants, "quantize", lossy)
-    missed = run(tmp_path / "missed", qat="auto", qat_epochs=1)
-    assert missed["qat"]["drop_before"] == pytest.approx(0.03)
-    assert missed["qat"]["epochs"] == 1
-    assert run(tmp_path / "never", qat="never")["qat"] is None
+Decision = tuple[dict[str, Any], dict[str, Any] | None, list[str]]
 
 
-def test_a_trained_file_that_loses_more_does_not_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = variants.quantize
+@pytest.fixture
+def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Decision]:
+    """The stage, with files that lose what the test says; returns its result, what is recorded, and what was made."""
 
-    def spoilt(source: Path, output: Path, **how: Any) -> Any:
-        made = real(source, output, **how)
-        if "qat" not in source.parts:
-            return made
-        top1 = made.after.top1.model_copy(update={"value": made.before.top1.value - 0.9})
-        return type(made)(**{**vars(made), "after": made.after.model_copy(update={"top1": top1})})
+    def work(*, plain: float, trained: float, kept: float | None = None, **changes: Any) -> Decision:
+        made: list[str] = []
 
-    monkeypatch.setattr(variants, "quantize", spoilt)
-    described = run(tmp_path / "run", qat_epochs=1)
-    assert described["qat"]["ships"] is False
-    assert described["drop"] < 0.5
-    notes = read_report(tmp_path / "run" / "report.json").notes
-    assert any("what ships is not trained for it" in note for note in notes)
+        def fake(source: Path, output: Path, *, settings: QuantizeSettings, **_how: Any) -> QuantizeResult:
+            name = "trained" if "qat" in source.parts else "plain"
+            made.append(name if settings.max_drop is None else f"{name} within {settings.max_drop}")
+            drop = {"plain": plain, "trained": trained}[name]
+            if settings.max_drop is not None and drop > settings.max_drop:
+                if kept is None:
+                    raise VerificationError("no share of layers in float makes up for it.")
+                drop = kept
+            before, after = (_accuracy(value) for value in (0.9, 0.9 - drop))
+            chosen = Candidate("ort-u8s7", "mse", 0.9 - drop, 0.01)
+            return QuantizeResult(output, "int8", chosen, (chosen,), before, after, (), (), None, 0.0)
+
+        monkeypatch.setattr(variants, "quantize", fake)
+        monkeypatch.setattr(variants, "training_images", lambda _job: (np.zeros((4, 3, 8, 8)), np.arange(4)))
+        job = SimpleNamespace(
+            config=make_config(tiny(**changes)),
+            folder=tmp_path,
+            observer=Observer(),
+            accelerator=SimpleNamespace(is_main_process=True),
+        )
+        (tmp_path / "variants").mkdir(exist_ok=True)
+        result = make_variants(
+            job, lambda do: do(), lambda _scheme: {"objective": "ie-ft+kd", "epochs": 3, "curves": {"task": [1.0]}}
+        )
+        file = tmp_path / "variants" / "student-int8.json"
+        return result, json.loads(file.read_text()) if file.exists() else None, made
+
+    return work
 
 
-def test_without_nncf_auto_says_so_and_always_refuses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    real = variants.importlib.util.find_spec
-    monkeypatch.setattr(variants.importlib.util, "find_spec", lambda name: None if name == "nncf" else real(name))
+def _accuracy(value: float) -> Accuracy:
+    return Accuracy(top1=Interval(value=value, low=value, high=value), correct=0, total=100, per_class=[])
+
+
+def test_auto_trains_where_the_limit_is_missed_alone(decide: Callable[..., Decision]) -> None:
+    result, described, made = decide(plain=0.009, trained=0.0, qat="auto")
+    assert made == ["plain"]
+    assert described["qat"] is None
+    assert result["remarks"] == []
+    result, described, made = decide(plain=0.03, trained=0.0, qat="auto")
+    assert made == ["plain", "trained"]
+    assert described["qat"]["ships"]
+    assert described["qat"]["drop_before"] == pytest.approx(0.03)
+    assert described["drop"] == pytest.approx(0.0)
+    assert "trained with ie-ft+kd" in result["note"]
+    assert result["epochs"] == 3
+    assert result["curves"] == {"task": [1.0]}
+    assert decide(plain=0.03, trained=0.0, qat="auto", max_drop=0.05)[2] == ["plain"]
+    assert decide(plain=0.03, trained=0.0, qat="never")[2] == ["plain"]
+    assert decide(plain=0.0, trained=0.0, qat="always")[2] == ["plain", "trained"]
+
+
+def test_a_trained_file_that_loses_more_does_not_ship(decide: Callable[..., Decision]) -> None:
+    result, described, made = decide(plain=0.03, trained=0.05, qat="auto")
+    assert made == ["plain", "trained", "plain"]
+    assert not described["qat"]["ships"]
+    assert described["drop"] == pytest.approx(0.03)
+    assert "what ships is not trained for it" in result["remarks"][0]
+    assert "trained with" not in result["note"]
+
+
+def test_layers_stay_in_float_where_training_did_not_suffice(decide: Callable[..., Decision]) -> None:
+    wanted = {"qat": "auto", "precision": "best"}
+    _, described, made = decide(plain=0.05, trained=0.03, kept=0.008, **wanted)
+    assert made == ["plain", "trained", "trained within 0.01"]
+    assert described["drop"] == pytest.approx(0.008)
+    assert decide(plain=0.05, trained=0.07, kept=0.008, **wanted)[2][-1] == "plain within 0.01"
+    assert decide(plain=0.05, trained=0.005, **wanted)[2] == ["plain", "trained"]
+
+
+def test_what_misses_even_then_does_not_ship_and_leaves_nothing(decide: Callable[..., Decision]) -> None:
+    result, described, _ = decide(plain=0.05, trained=0.03, qat="auto", precision="best")
+    assert result["refused"] == ["int8: no share of layers in float makes up for it."]
+    assert "after 3 epochs of ie-ft+kd" in result["remarks"][0]
+    assert described is None
+
+
+def test_without_nncf_auto_says_so_and_always_refuses(
+    decide: Callable[..., Decision], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "nncf" else real(name))
     with pytest.raises(EnvironmentMissingError, match="--qat needs NNCF"):
         require_quantizers(make_config(tiny()))
     assert grids_to_train(make_config(tiny(qat="auto"))) == []
-    run(tmp_path / "run", qat="auto", max_drop=0.0, val_limit=20)
-    report = read_report(tmp_path / "run" / "report.json")
-    described = json.loads((tmp_path / "run" / "variants" / "student-int8.json").read_text())
-    assert (described["drop"] > 0) == any("NNCF is not installed" in note for note in report.notes)
+    result, _, made = decide(plain=0.03, trained=0.0, qat="auto")
+    assert made == ["plain"]
+    assert "NNCF is not installed" in result["remarks"][0]
 
 
 def test_epochs_and_objective_where_the_settings_leave_them_open() -> None:
