@@ -286,7 +286,7 @@ class _Search:
 
     def open(self, path: Path) -> Session:
         """A candidate as a session of the scheme's backend."""
-        if self.scheme.precision == "fp8":
+        if not self.scheme.timed:  # as the target computes; this processor may saturate
             return ReferenceSession(path, threads=self.settings.threads)
         return get_backend(self.scheme.backend).load(path, threads=self.settings.threads)
 

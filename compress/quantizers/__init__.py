@@ -47,7 +47,7 @@ class Scheme:
 
 SCHEMES = {
     "int8-x86-onnxruntime": Scheme(
-        "onnxruntime", ("ort-u8s7", "ort-u8s7-layers", "ort-u8u8", "ort-u8u8-layers"), True, False, "int8"
+        "onnxruntime", ("ort-u8s7", "ort-u8s7-layers", "ort-u8u8", "ort-u8u8-layers", "ort-s8s7"), True, False, "int8"
     ),
     "int8-openvino": Scheme("openvino", ("nncf", "nncf-mixed", "ort-u8s7", "ort-s8s7"), True, False, "int8"),
     "int8-tensorrt": Scheme("onnxruntime", ("ort-s8s8",), False, True, "int8"),

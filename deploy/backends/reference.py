@@ -1,7 +1,8 @@
 """ONNX Runtime with no more than its basic optimisations, for files that the full ones compute wrongly.
 
 ONNX Runtime 1.32 fuses FP8 Q/DQ pairs as if they were INT8: the logits of a ResNet-18 came out with an error of 2.4
-times their energy, against 0.007 without the fusion (docs/decisions/quantisers.md).
+times their energy, against 0.007 without the fusion; on processors without VNNI the fused INT8 products saturate
+(docs/decisions/quantisers.md).
 """
 
 from __future__ import annotations

@@ -54,11 +54,8 @@ def test_the_tensorrt_file_is_symmetric_and_fusable(exported: Path, tmp_path: Pa
     assert json.loads(json.dumps(result.to_json()))["chosen"]["recipe"] == "ort-s8s8"
 
 
-def test_the_x86_file_has_unsigned_activations_and_its_latency_is_measured(exported: Path, tmp_path: Path) -> None:
+def test_the_latency_of_x86_files_is_measured(exported: Path, tmp_path: Path) -> None:
     result = quantize(exported, tmp_path / "q.onnx", scheme="int8-x86-onnxruntime", settings=FAST, **given(exported))  # type: ignore[arg-type]
-    types = {tensor.name: tensor.data_type for tensor in onnx.load(str(result.file)).graph.initializer}
-    points = [node.input[2] for node in onnx.load(str(result.file)).graph.node if node.op_type == "QuantizeLinear"]
-    assert {types[name] for name in points} == {TensorProto.UINT8}
     assert result.after.top1.value > 0.9
     assert result.float_latency_ms is not None
     assert result.chosen.latency_ms is not None
@@ -73,9 +70,9 @@ def test_no_x86_file_can_overflow_16_bits(exported: Path, tmp_path: Path, recipe
         exported, tmp_path / "q.onnx", scheme="int8-x86-onnxruntime", settings=settings, **given(exported)
     )  # type: ignore[arg-type]
     weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(result.file)).graph.initializer]
-    signed = [values.astype(int) for values in weights if values.dtype == np.int8]
+    signed = [values.astype(int) for values in weights if values.dtype == np.int8]  # and zero points, of one value
     assert all(255 * 2 * abs(values).max() < 2**15 for values in signed)
-    assert bool([values for values in signed if values.size > 1]) == ("u8s7" in recipe)
+    assert bool([values for values in signed if values.size > 1]) == recipe.removesuffix("-layers").endswith("s7")
     held_out, _ = given(exported)["held_out"]  # type: ignore[misc]
     fast, exact = get_backend("onnxruntime").load(result.file, threads=1), ReferenceSession(result.file, threads=1)
     assert relative_error(fast.run(held_out), exact.run(held_out)) < 1e-4
