@@ -85,7 +85,7 @@ def _print(out: Console, found: Any) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
     for title in ("student", "pruned", "input", "precision", "kept", "median", "file"):
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title != "file")
     for point in found.front:
         cells = (f"{point.prune:.0%}", str(point.size), point.precision, f"{point.retained:.1%}")
         table.add_row(

@@ -177,7 +177,7 @@ def judge(
     sentence = (
         _why(chosen, len(points), limits)
         if chosen
-        else _why_not(nearest_fast, nearest_accurate, nearest_estimate, limits)
+        else _why_not(nearest_fast, nearest_accurate, nearest_estimate, limits, trained=bool(points))
     )
     return Outcome(
         kept=chosen is not None,
@@ -219,7 +219,9 @@ def _why(chosen: Point, count: int, limits: Limits) -> str:
     )
 
 
-def _why_not(fast: Point | None, good: Point | None, estimate: Estimate | None, limits: Limits) -> str:
+def _why_not(
+    fast: Point | None, good: Point | None, estimate: Estimate | None, limits: Limits, *, trained: bool
+) -> str:
     parts = [f"No file has {' and '.join(_asked(limits))}."]
     if fast:
         of_these = "" if limits.max_latency_ms is None else " of those that are fast enough"
@@ -230,7 +232,7 @@ def _why_not(fast: Point | None, good: Point | None, estimate: Estimate | None, 
     if good:
         of_these = "" if limits.min_retained is None else " of those that are accurate enough"
         parts.append(f"The fastest{of_these}: {_figures(good)}.")
-    elif fast:
+    elif trained:
         parts.append("None is accurate enough.")
     parts.append("Loosen a limit, or give other students or more epochs.")
     return " ".join(parts)

@@ -193,6 +193,9 @@ def test_the_front_the_winners_and_the_choice() -> None:
     assert (missed.nearest_fast.student, missed.nearest_accurate.student) == ("a", "c")
     assert "The most accurate of those that are fast enough: a" in missed.sentence
     assert "The fastest of those that are accurate enough: c" in missed.sentence
+    neither = found(Limits(max_latency_ms=0.1, min_retained=1.1), points)
+    assert neither.sentence.startswith("No file has at most 0.1 ms and at least 110.0% of the teacher's accuracy.")
+    assert "None is accurate enough." in neither.sentence
     grown = found(limits, [*points, point(0.97, 1.0, phase="full")])
     assert grown.chosen.student == "a"
     assert len(grown.points) == 4
