@@ -95,7 +95,7 @@ def _recover(arguments: argparse.Namespace, common: dict[str, object]) -> Iterat
                     objective=objective,
                     epochs=max(1, arguments.epochs // arguments.steps),
                     lr=arguments.lr,
-                    **{**common, "train_limit": arguments.recovery_limit or arguments.train_limit},  # type: ignore[arg-type]
+                    **{**common, "train_limit": arguments.recovery_limit or arguments.train_limit},
                 )
                 student = folder / "student"
             assert report is not None
