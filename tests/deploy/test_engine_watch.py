@@ -89,7 +89,8 @@ def test_a_callback_that_raises_stops_the_work() -> None:
 def test_ctrl_c_stops_the_work_and_waits_for_it() -> None:
     """With a real signal, in a process of its own, while the work sits in a thread."""
     code = (
-        "import sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys, time; sys.path.insert(0, sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background starts without it
         "from device.engine_watch import Watch, run_watched\n"
         "def work(watch):\n"
         "    watch.begin('phase', None, 10**6)\n"
