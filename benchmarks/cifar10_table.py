@@ -5,8 +5,11 @@
 
 Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
 one teacher, and its default weights, unless its row says otherwise: ``ie-ft@inherit_weight=11.05`` is ``ie-ft`` with
-that setting.  Finished rows are kept, so the same command goes on after a stop; ``--jobs`` trains several rows side by
-side, which a small network leaves room for on a GPU.
+that setting.  Finished rows are kept, so the same command goes on after a stop.
+
+A small network leaves a GPU idle: ``--lanes`` trains that many rows side by side in one process, each step a CUDA graph
+and the teacher asked once an epoch for all of them; ``--jobs`` does it in several processes.  A row of lanes has its
+likeness to the teacher written by ``--likeness`` afterwards, for which no GPU is needed.
 
 A row needs the teacher's weights and nothing else of the folder: copy ``teacher/`` and ``rows/`` to another machine and
 the table goes on there.
@@ -29,8 +32,9 @@ from filelock import FileLock, Timeout
 from paired import render, result_line
 from resident import load_split
 from table_bench import RECIPES, Bench
-from table_rows import Trained, train_row
-from table_teacher import TeacherAnswers, train_teacher
+from table_cohort import run_side_by_side
+from table_rows import Trained, likeness_of_kept, train_row
+from table_teacher import TeacherAnswers, load_teacher, train_teacher
 
 from iekd.deploy.fingerprint import fingerprint
 from iekd.files import write_json
@@ -57,15 +61,38 @@ def run_rows(bench: Bench) -> None:
                 with FileLock(bench.folder / f"{row}-{seed}.lock", timeout=0):
                     if not file.exists():
                         start = time.perf_counter()
-                        keep(bench, file, row, seed, train_row(bench, row, seed, answers), start)
+                        trained = train_row(bench, row, seed, answers)
+                        keep(bench, file, row, seed, trained, time.perf_counter() - start)
             except Timeout:
                 continue
 
 
-def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, start: float) -> None:
+def run_lanes(bench: Bench) -> None:
+    """Every row and seed that no result is there for, side by side."""
+    pairs = [(row, seed) for seed in bench.arguments.seeds for row in bench.arguments.rows]
+    files = {pair: bench.folder / "rows" / f"{pair[0]}-{pair[1]}.json" for pair in pairs}
+    todo = [pair for pair in pairs if not files[pair].exists()]
+    run_side_by_side(
+        bench,
+        todo,
+        lambda row, seed, trained, seconds: keep(bench, files[row, seed], row, seed, trained, seconds),
+    )
+
+
+def add_likeness(bench: Bench) -> None:
+    """CKA of the parts of every kept student, into its row."""
+    for weights in sorted((bench.folder / "students").glob("*.safetensors")):
+        file = bench.folder / "rows" / f"{weights.stem}.json"
+        found = json.loads(file.read_text())
+        if "cka_exploration" not in found:
+            likeness = likeness_of_kept(bench, load_teacher(bench), found["row"], found["seed"], weights)
+            write_json(file, {**found, **likeness})
+
+
+def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, seconds: float) -> None:
     """Measure and write one row's result; its checkpoint is not needed any more."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    top1, seconds = bench.top1(trained.network), time.perf_counter() - start
+    top1 = bench.top1(trained.network)
     found = {
         "row": row,
         "seed": seed,
@@ -114,6 +141,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help="objectives")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="settings of the objective, as name=value")
+    parser.add_argument("--lanes", type=int, default=0, help="rows trained side by side in one process, on a GPU")
+    parser.add_argument("--likeness", action="store_true", help="only say how like the teacher kept students are")
     parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side")
     parser.add_argument("--threads", type=int, default=0, help="of each job; 0: all")
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
@@ -142,7 +171,8 @@ def main() -> None:
             train, val = load_split(given.data, given.out, *limits, accelerator.device)
             more = recipe.teacher_limit != recipe.train_limit
             own = load_split(given.data, given.out, recipe.teacher_limit, 10, accelerator.device)[0] if more else train
-        run_rows(Bench(given, recipe, accelerator, train, val, own, given.out))
+        work = add_likeness if given.likeness else run_lanes if given.lanes else run_rows
+        work(Bench(given, recipe, accelerator, train, val, own, given.out))
     summarize(given.out, tuple(given.rows))
 
 

@@ -7,7 +7,7 @@ random mirror image (He et al. 2016, section 4.2), drawn once for each (image, v
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Resident:
     targets: Tensor
     mean: Tensor
     std: Tensor
+    _drawn: tuple[int, Tensor] | None = field(default=None, repr=False)
+    """The last view that was asked for, and its draws: a training asks for one after the other."""
 
     @classmethod
     def load(cls, images: Any, targets: Any, device: torch.device) -> Resident:
@@ -54,7 +56,9 @@ class Resident:
             offsets = torch.full((2, count), PAD, device=device)
             mirrored = torch.zeros(count, dtype=torch.bool, device=device)
         else:
-            drawn = self._draw(view)[:, indices.cpu()].to(device)
+            if self._drawn is None or self._drawn[0] != view:
+                self._drawn = view, self._draw(view).to(device)
+            drawn = self._drawn[1][:, indices]
             offsets, mirrored = drawn[:2], drawn[2] > PAD
         steps = torch.arange(self.size, device=device)
         rows = offsets[0][:, None] + steps
@@ -72,9 +76,12 @@ class Resident:
 
     def epoch(self, number: int, batch: int, seed: int, views: int | None) -> Epoch:
         """Every image once; the order follows from (seed, number) alone."""
+        return Epoch(self, self.order(number, seed), batch, number if views is None else number % views)
+
+    def order(self, number: int, seed: int) -> Tensor:
+        """The image numbers in the order of epoch ``number``."""
         generator = torch.Generator().manual_seed(7919 * seed + number)
-        order = torch.randperm(len(self), generator=generator).to(self.targets.device)
-        return Epoch(self, order, batch, number if views is None else number % views)
+        return torch.randperm(len(self), generator=generator).to(self.targets.device)
 
 
 @dataclass

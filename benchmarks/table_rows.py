@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
 from resident import Batch
+from safetensors.torch import load_file
 from table_bench import CLASSES, Bench
 from table_teacher import TeacherAnswers
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from iekd.compress.objectives import (
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.teacher import Supervised
 from iekd.compress.trainer import seed_everything
-from iekd.models.taps import Tapped
+from iekd.models.taps import Features, Tapped
 
 
 class Trained(NamedTuple):
@@ -38,42 +40,76 @@ class Trained(NamedTuple):
     """CKA of each part of its channels with the teacher, and how hard each term pulls on them; for the record."""
 
 
-def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Trained:
-    """Train one row against the teacher."""
+class Pupil(NamedTuple):
+    """A student under its objective, ready to be trained."""
+
+    student: Tapped
+    objective: Objective
+    kind: str
+    """Which transfer, without its lift: rows of one kind share what it learns from the teacher."""
+
+
+def pupil(bench: Bench, teacher: Tapped, row: str, seed: int) -> Pupil:
+    """The student and the objective of one row, as the seed makes them."""
     student, size = bench.tapped(bench.arguments.student, seed, "student"), bench.train.size
     name, settings = parse_row(row, bench.arguments)
     seed_everything(seed, "objective-init", 0)
     objective = build_objective(
         name,
-        teacher=answers.teacher.shapes(size),
+        teacher=teacher.shapes(size),
         student=student.shapes(size),
         classes=CLASSES,
         settings=settings,
     ).to(bench.accelerator.device)
-    pretraining = objective.pretraining()
-    if pretraining is not None:
-        kind = name.split("+")[0].removeprefix("ie-")
-        with FileLock(bench.folder / f"factors-{kind}.lock"):  # one teacher, one factor, for all rows and seeds
-            epochs = bench.recipe.factor_epochs
-            bench.fit(pretraining, f"factors-{kind}", epochs, 0, lambda b: (answers(b[0], b[2]).taps,))
-        pretraining.requires_grad_(False)
+    return Pupil(student, objective, name.split("+")[0].removeprefix("ie-"))
+
+
+@torch.no_grad()
+def settle(bench: Bench, pupil: Pupil, answers: Callable[[Tensor, int], Features]) -> None:
+    """Let the objective estimate what it estimates from data."""
     probe = torch.arange(min(512, len(bench.train)), device=bench.accelerator.device)
-    with torch.no_grad():
-        student.eval()
-        objective.prepare(student(bench.train.view(probe, 0)), answers(probe, 0))
+    pupil.student.eval()
+    pupil.objective.prepare(pupil.student(bench.train.view(probe, 0)), answers(probe, 0))
+
+
+def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Trained:
+    """Train one row against the teacher."""
+    own = pupil(bench, answers.teacher, row, seed)
+    pretraining = own.objective.pretraining()
+    if pretraining is not None:
+        with FileLock(bench.folder / f"factors-{own.kind}.lock"):  # one teacher, one factor, for all rows and seeds
+            epochs = bench.recipe.factor_epochs
+            bench.fit(pretraining, f"factors-{own.kind}", epochs, 0, lambda b: (answers(b[0], b[2]).taps,))
+        pretraining.requires_grad_(False)
+    settle(bench, own, answers)
 
     @torch.no_grad()
     def inputs(batch: Batch) -> tuple[Tensor, ...]:
         indices, targets, view = batch
-        record = objective.record(answers(indices, view))
+        record = own.objective.record(answers(indices, view))
         return (bench.train.view(indices, view), targets, record.logits, *record.codes)
 
-    bench.fit(Distillation(student, objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
-    lifts = [lift for lift in getattr(objective, "lifts", []) if len(lift.heads) == 2]
-    likeness = likeness_of(bench, answers.teacher, student, lifts[0]) if lifts else {}
-    some = probe[: bench.recipe.batch]
-    teacher = objective.record(answers(some, 0))
-    return Trained(student.network, {**likeness, **pulls_of(bench, student, objective, some, teacher)})
+    bench.fit(Distillation(own.student, own.objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
+    return Trained(own.student.network, {**likeness(bench, answers.teacher, own), **pulls(bench, own, answers)})
+
+
+def likeness(bench: Bench, teacher: Tapped, pupil: Pupil) -> dict[str, float]:
+    """:func:`likeness_of` where the row has two parts."""
+    lifts = [lift for lift in getattr(pupil.objective, "lifts", []) if len(lift.heads) == 2]
+    return likeness_of(bench, teacher, pupil.student, lifts[0]) if lifts else {}
+
+
+def likeness_of_kept(bench: Bench, teacher: Tapped, row: str, seed: int, weights: Path) -> dict[str, float]:
+    """:func:`likeness` of a student whose weights were kept."""
+    own = pupil(bench, teacher, row, seed)
+    own.student.network.load_state_dict(load_file(weights))
+    return likeness(bench, teacher, own)
+
+
+def pulls(bench: Bench, pupil: Pupil, answers: Callable[[Tensor, int], Features]) -> dict[str, float]:
+    """:func:`pulls_of` on the first batch of the images."""
+    some = torch.arange(min(bench.recipe.batch, len(bench.train)), device=bench.accelerator.device)
+    return pulls_of(bench, pupil.student, pupil.objective, some, pupil.objective.record(answers(some, 0)))
 
 
 def pulls_of(

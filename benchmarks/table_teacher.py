@@ -48,22 +48,42 @@ class TeacherAnswers:
 
 def train_teacher(bench: Bench) -> Tapped:
     """The one teacher of all rows; trained once, kept as ``teacher/`` (weights in half precision)."""
-    teacher, name = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.arguments.teacher
-    weights, told = bench.folder / "teacher" / "weights.safetensors", bench.folder / "teacher" / "teacher.json"
     with FileLock(bench.folder / "teacher.lock"):
-        if not told.exists():
-            data = bench.teacher_train
+        if not teacher_is_kept(bench):
+            teacher, data = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.teacher_train
             task = Supervised(teacher.network)
             epochs = bench.recipe.teacher_epochs
             bench.fit(task, "teacher", epochs, 0, lambda b: (data.view(b[0], b[2]), b[1]), data)
-            weights.parent.mkdir(exist_ok=True)
-            half = {key: value.half() if value.is_floating_point() else value for key, value in _state(teacher).items()}
-            with atomic_file(weights) as temporary:
-                save_file(half, temporary)
-            _load(teacher, weights)
-            facts = {"teacher": name, "top1": bench.top1(teacher.network), "images": len(data), "epochs": epochs}
-            write_json(told, facts)
-    _load(teacher, weights)  # what every row sees, this process or another
+            keep_teacher(bench, teacher)
+    return load_teacher(bench)
+
+
+def teacher_is_kept(bench: Bench) -> bool:
+    """Is there one already?"""
+    return (bench.folder / "teacher" / "teacher.json").exists()
+
+
+def keep_teacher(bench: Bench, teacher: Tapped) -> None:
+    """Write a trained teacher, and its accuracy as every row will see it."""
+    weights = bench.folder / "teacher" / "weights.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in _state(teacher).items()}
+    with atomic_file(weights) as temporary:
+        save_file(half, temporary)
+    _load(teacher, weights)
+    facts = {
+        "teacher": bench.arguments.teacher,
+        "top1": bench.top1(teacher.network),
+        "images": len(bench.teacher_train),
+        "epochs": bench.recipe.teacher_epochs,
+    }
+    write_json(bench.folder / "teacher" / "teacher.json", facts)
+
+
+def load_teacher(bench: Bench) -> Tapped:
+    """What every row sees, this process or another."""
+    teacher = bench.tapped(bench.arguments.teacher, 0, "teacher")
+    _load(teacher, bench.folder / "teacher" / "weights.safetensors")
     teacher.eval().requires_grad_(False)
     return teacher
 

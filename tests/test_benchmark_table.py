@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import shutil
 import subprocess
@@ -11,14 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+
+from iekd.compress.observer import Observer
+from iekd.compress.teacher import Supervised
+from iekd.compress.trainer import FitSettings, fit
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
+from cohort import Lane, train_side_by_side  # noqa: E402
 from paired import difference, render, result_line  # noqa: E402
 from resident import PAD, Resident  # noqa: E402
 
 
-def table(out: Path, *rows: str) -> subprocess.CompletedProcess[str]:
+def table(out: Path, *rows: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(BENCHMARKS / "cifar10_table.py"), "--data", "digits", "--out", str(out)]
     settings = [
         "--recipe",
@@ -32,7 +40,7 @@ def table(out: Path, *rows: str) -> subprocess.CompletedProcess[str]:
         "--threads",
         "1",
     ]
-    return subprocess.run([*command, *settings, "--rows", *rows], capture_output=True, text=True, timeout=300)
+    return subprocess.run([*command, *settings, *more, "--rows", *rows], capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
@@ -50,6 +58,56 @@ def test_rows_are_trained_once_and_tabled(tmp_path: Path) -> None:
     again = table(tmp_path / "other", "ce", varied, "ie-dml", "kd")
     assert [line.split()[0] for line in again.stdout.splitlines() if "seed 0" in line] == ["kd"]
     assert len((tmp_path / "other" / "table.csv").read_text().splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_rows_train_side_by_side(tmp_path: Path) -> None:
+    rows = ("ce", "dml", "ie-ft", "dkd")
+    first = table(tmp_path, *rows, more=("--lanes", "2"))
+    assert first.returncode == 0, first.stderr
+    assert sorted(path.stem for path in (tmp_path / "rows").glob("*.json")) == sorted(f"{row}-0" for row in rows)
+    told = json.loads((tmp_path / "rows" / "ie-ft-0.json").read_text())
+    assert told["pull_inherit"] > 0
+    again = table(tmp_path, *rows, more=("--lanes", "2"))
+    assert "top-1" not in again.stdout.split("|")[0]
+    assert table(tmp_path, *rows, more=("--likeness",)).returncode == 0
+    after = json.loads((tmp_path / "rows" / "ie-ft-0.json").read_text())
+    assert {**told, **after} == after
+    assert all(-1 <= after[f"cka_{part}"] <= 1 for part in ("inheritance", "exploration"))
+
+
+def test_a_lane_takes_the_steps_of_an_ordinary_training(tmp_path: Path) -> None:
+    data, settings = resident(), FitSettings(epochs=3, lr=0.1, weight_decay=5e-4, optimizer="sgd", seed=5)
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    network.append(torch.nn.Linear(4 * 6 * 6, 10))
+    task, other = Supervised(network), Supervised(copy.deepcopy(network))
+    lane = Lane("lane", task, 5, settings, lambda seen: (seen.images, seen.targets))
+    losses: list[float] = []
+    train_side_by_side(
+        [lane], data, None, 6, contextlib.nullcontext, told=lambda _, found: losses.append(found["lane"])
+    )
+    history = fit(
+        other,
+        lambda epoch: data.epoch(epoch, 6, 5, None),  # type: ignore[arg-type, return-value]
+        settings,
+        name="fit",
+        folder=tmp_path,
+        accelerator=Accelerator(cpu=True),
+        observer=Observer(),
+        inputs=lambda batch: (data.view(batch[0], batch[2]), batch[1]),
+    )
+    assert losses == pytest.approx(history.figures["loss"], rel=1e-5)
+    for one, two in zip(task.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+def test_a_lane_whose_loss_overflows_is_named() -> None:
+    task = Supervised(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10)))
+    settings = FitSettings(epochs=2, lr=1e30, optimizer="sgd", clip_norm=None)
+    lane = Lane("too fast", task, 0, settings, lambda seen: (seen.images, seen.targets))
+    with pytest.raises(RuntimeError, match="too fast: the loss is not finite"):
+        train_side_by_side([lane], resident(), None, 5, contextlib.nullcontext)
 
 
 def resident() -> Resident:

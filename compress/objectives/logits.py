@@ -39,8 +39,9 @@ def decoupled(
     for logits in (teacher, student):
         log_p = _log_softmax(logits, temperature)
         log_rest = torch.logsumexp(log_p.masked_fill(target, -torch.inf), dim=1)
-        others = log_p[~target].view(len(log_p), -1) - log_rest[:, None]
-        parts.append((torch.stack([log_p[target], log_rest], 1), others))
+        # The target's place among the others is 0 on both sides and adds nothing: picking it out would wait for a GPU.
+        others = (log_p - log_rest[:, None]).masked_fill(target, 0)
+        parts.append((torch.stack([log_p.gather(1, targets[:, None])[:, 0], log_rest], 1), others))
     (teacher_binary, teacher_others), (student_binary, student_others) = parts
     target_part, other_part = _kl(teacher_binary, student_binary), _kl(teacher_others, student_others)
     return temperature**2 * (alpha * target_part + beta * other_part)

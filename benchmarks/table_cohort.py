@@ -1,0 +1,173 @@
+"""The table of methods on a large GPU: rows trained side by side, the teacher's answers shared (see cohort.py)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from cohort import Lane, Seen, train_side_by_side
+from safetensors.torch import save_file
+from table_bench import Bench
+from table_rows import Pupil, Trained, parse_row, pulls, pupil, settle
+from table_teacher import keep_teacher, load_teacher, teacher_is_kept, train_teacher
+from torch import Tensor, nn
+
+from iekd.compress.distill import Distillation
+from iekd.compress.objectives import build_mutual, is_mutual
+from iekd.compress.teacher import Supervised
+from iekd.files import atomic_file
+from iekd.models.taps import Features, Tapped
+
+Keep = Callable[[str, int, Trained, float], None]
+"""Writes what became of a row and seed after so many seconds."""
+
+
+class Entrant(NamedTuple):
+    """A row in training."""
+
+    lane: Lane
+    student: nn.Module
+    pupil: Pupil | None
+
+
+def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> None:
+    """Train all of ``todo``: first the teacher beside the rows that need none, then the others, some at a time."""
+    alone = [pair for pair in todo if not needs_teacher(bench, pair[0])]
+    _without_teacher(bench, alone, keep)
+    rest = [pair for pair in todo if pair not in alone]
+    if not rest:
+        return
+    teacher = load_teacher(bench)
+    factors = _factors(bench, teacher, rest)
+    size = bench.arguments.lanes
+    for start in range(0, len(rest), size):
+        begun = time.perf_counter()
+        entrants = [_taught(bench, teacher, row, seed, factors) for row, seed in rest[start : start + size]]
+        _train(bench, [entrant.lane for entrant in entrants], teacher)
+        seconds = time.perf_counter() - begun
+        for (row, seed), entrant in zip(rest[start : start + size], entrants, strict=True):
+            assert entrant.pupil is not None
+            facts = pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
+            keep(row, seed, Trained(entrant.student, {**facts, "lanes": len(entrants)}), seconds)
+            _keep_student(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
+
+
+def needs_teacher(bench: Bench, row: str) -> bool:
+    """Does the row look at a finished teacher?"""
+    return row != "ce" and not is_mutual(parse_row(row, bench.arguments)[0])
+
+
+def _without_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) -> None:
+    """The rows that need no finished teacher, and the teacher itself where there is none yet."""
+    begun = time.perf_counter()
+    entrants = [_untaught(bench, row, seed) for row, seed in pairs]
+    lanes = [entrant.lane for entrant in entrants]
+    teacher = None
+    if bench.teacher_train is not bench.train:
+        train_teacher(bench)  # on other images than the lanes have
+    elif not teacher_is_kept(bench):
+        teacher = bench.tapped(bench.arguments.teacher, 0, "teacher")
+        settings = bench.recipe.fit(bench.recipe.teacher_epochs, 0)
+        lanes.append(Lane("teacher", Supervised(teacher.network), 0, settings, _labels))
+    if lanes:
+        _train(bench, lanes, None)
+    if teacher is not None:
+        keep_teacher(bench, teacher)
+    seconds = time.perf_counter() - begun
+    for (row, seed), entrant in zip(pairs, entrants, strict=True):
+        keep(row, seed, Trained(entrant.student, {"lanes": len(lanes)}), seconds)
+
+
+def _untaught(bench: Bench, row: str, seed: int) -> Entrant:
+    """A row on the labels, or two students together, of which the second counts."""
+    settings = bench.recipe.fit(bench.recipe.epochs, seed)
+    if row == "ce":
+        student = bench.tapped(bench.arguments.student, seed, "student").network
+        return Entrant(Lane(f"{row}-{seed}", Supervised(student), seed, settings, _labels), student, None)
+    networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
+    name, own = parse_row(row, bench.arguments)
+    task = build_mutual(name, networks, image_size=bench.train.size, settings=own)
+    return Entrant(Lane(f"{row}-{seed}", task, seed, settings, _labels), networks[1].network, None)
+
+
+def _taught(bench: Bench, teacher: Tapped, row: str, seed: int, factors: dict[str, dict[str, Tensor]]) -> Entrant:
+    own = pupil(bench, teacher, row, seed)
+    pretraining = own.objective.pretraining()
+    if pretraining is not None:
+        pretraining.load_state_dict(factors[own.kind])
+        pretraining.requires_grad_(False)
+    settle(bench, own, lambda indices, view: _ask(bench, teacher, indices, view))
+
+    def inputs(seen: Seen) -> tuple[Any, ...]:
+        assert seen.teacher is not None
+        record = own.objective.record(seen.teacher)
+        return (seen.images, seen.targets, record.logits, *record.codes)
+
+    task = Distillation(own.student, own.objective)
+    settings = bench.recipe.fit(bench.recipe.epochs, seed)
+    return Entrant(Lane(f"{row}-{seed}", task, seed, settings, inputs), own.student.network, own)
+
+
+def _factors(bench: Bench, teacher: Tapped, pairs: list[tuple[str, int]]) -> dict[str, dict[str, Tensor]]:
+    """What each kind of transfer learns from the teacher's maps, once for all rows and seeds."""
+    learners: dict[str, nn.Module] = {}
+    for row, seed in pairs:
+        own = pupil(bench, teacher, row, seed)
+        learner = own.objective.pretraining()
+        if learner is not None:
+            learners.setdefault(own.kind, learner)
+    settings = bench.recipe.fit(bench.recipe.factor_epochs, 0)
+    lanes = [
+        Lane(f"factors-{kind}", learner, 0, settings, lambda seen: (seen.teacher.taps,))  # type: ignore[union-attr]
+        for kind, learner in learners.items()
+    ]
+    if lanes:
+        _train(bench, lanes, teacher)
+    return {kind: learner.state_dict() for kind, learner in learners.items()}
+
+
+def _labels(seen: Seen) -> tuple[Any, ...]:
+    return seen.images, seen.targets
+
+
+@torch.no_grad()
+def _ask(bench: Bench, teacher: Tapped, indices: Tensor, view: int) -> Features:
+    with bench.accelerator.autocast():
+        found = teacher(bench.train.view(indices, view))
+    return Features(found.logits.float(), tuple(tap.float() for tap in found.taps))
+
+
+def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> None:
+    device, start, epochs = bench.accelerator.device, time.perf_counter(), itertools.count(1)
+    on = bench.arguments.precision == "bf16"
+
+    def told(_epoch: int, losses: dict[str, float]) -> None:
+        lowest, highest = min(losses.values()), max(losses.values())
+        seconds = time.perf_counter() - start
+        print(
+            f"{len(losses)} side by side, epoch {next(epochs)}: loss {lowest:.3f}..{highest:.3f}, {seconds:.0f} s",
+            flush=True,
+        )
+
+    train_side_by_side(
+        lanes,
+        bench.train,
+        teacher,
+        bench.recipe.batch,
+        lambda: torch.autocast(device.type, torch.bfloat16, enabled=on, cache_enabled=False),
+        bench.recipe.views,
+        told,
+    )
+
+
+def _keep_student(file: Path, student: nn.Module) -> None:
+    """In half precision, which is what its likeness to the teacher is later judged by."""
+    file.parent.mkdir(exist_ok=True)
+    state = student.state_dict()
+    half = {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in state.items()}
+    with atomic_file(file) as temporary:
+        save_file(half, temporary)
