@@ -1,6 +1,7 @@
 """Does inheriting and exploring lift feature distillation?  Every method on CIFAR-10, one table.
 
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table                 # the paper's 160 epochs
+    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe medium --lanes 40  # minutes
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe short  # for a CPU
 
 Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import functools
 import json
 import subprocess
@@ -138,6 +140,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--teacher", default="cifar_resnet56")
     parser.add_argument("--student", default="cifar_resnet20")
     parser.add_argument("--recipe", choices=RECIPES, default="paper")
+    parser.add_argument("--epochs", type=int, help="of every row, instead of the recipe's")
+    parser.add_argument("--teacher-epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help="objectives")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="settings of the objective, as name=value")
@@ -163,7 +167,8 @@ def main() -> None:
     else:
         if given.threads:
             torch.set_num_threads(given.threads)
-        recipe = RECIPES[given.recipe]
+        changes = {name: value for name in ("epochs", "teacher_epochs") if (value := getattr(given, name))}
+        recipe = dataclasses.replace(RECIPES[given.recipe], **changes)
         on_gpu = torch.cuda.is_available()
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=given.precision)
         with FileLock(given.out / "data.lock"):

@@ -55,6 +55,7 @@ class Recipe:
 
 RECIPES = {
     "paper": Recipe(160, 160, 30, 128, 0.1, "sgd", 5e-4, (0.5, 0.75), None),
+    "medium": Recipe(30, 30, 5, 128, 0.1, "sgd", 5e-4, (), None),
     "short": Recipe(5, 2, 5, 64, 0.1, "sgd", 5e-4, (), 5, train_limit=10_000),
     "smoke": Recipe(1, 1, 1, 64, 0.05, "sgd", 5e-4, (), 1, 256, 128, 384),
 }
