@@ -35,25 +35,31 @@ class Entrant(NamedTuple):
 
 
 def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> None:
-    """Train all of ``todo``: first the teacher beside the rows that need none, then the others, some at a time."""
-    alone = [pair for pair in todo if not needs_teacher(bench, pair[0])]
-    _without_teacher(bench, alone, keep)
-    rest = [pair for pair in todo if pair not in alone]
-    if not rest:
-        return
+    """Train all of ``todo``, some at a time; where the teacher is not there yet, first it and the rows without it."""
+    torch.backends.cudnn.benchmark = True  # every step has the same shapes
+    if bench.teacher_train is not bench.train:
+        train_teacher(bench)  # on other images than the lanes have
+    if not teacher_is_kept(bench):
+        alone = [pair for pair in todo if not needs_teacher(bench, pair[0])]
+        _with_the_teacher(bench, alone, keep)
+        todo = [pair for pair in todo if pair not in alone]
     teacher = load_teacher(bench)
-    factors = _factors(bench, teacher, rest)
+    factors = _factors(bench, teacher, [pair for pair in todo if needs_teacher(bench, pair[0])])
     size = bench.arguments.lanes
-    for start in range(0, len(rest), size):
+    for some in (todo[start : start + size] for start in range(0, len(todo), size)):
         begun = time.perf_counter()
-        entrants = [_taught(bench, teacher, row, seed, factors) for row, seed in rest[start : start + size]]
+        entrants = [
+            _taught(bench, teacher, row, seed, factors) if needs_teacher(bench, row) else _untaught(bench, row, seed)
+            for row, seed in some
+        ]
         _train(bench, [entrant.lane for entrant in entrants], teacher)
         seconds = time.perf_counter() - begun
-        for (row, seed), entrant in zip(rest[start : start + size], entrants, strict=True):
-            assert entrant.pupil is not None
-            facts = pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
-            keep(row, seed, Trained(entrant.student, {**facts, "lanes": len(entrants)}), seconds)
-            _keep_student(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
+        for (row, seed), entrant in zip(some, entrants, strict=True):
+            facts: dict[str, float] = {"lanes": len(entrants)}
+            if entrant.pupil is not None:
+                facts |= pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
+                _keep_student(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
+            keep(row, seed, Trained(entrant.student, facts), seconds)
 
 
 def needs_teacher(bench: Bench, row: str) -> bool:
@@ -61,22 +67,17 @@ def needs_teacher(bench: Bench, row: str) -> bool:
     return row != "ce" and not is_mutual(parse_row(row, bench.arguments)[0])
 
 
-def _without_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) -> None:
-    """The rows that need no finished teacher, and the teacher itself where there is none yet."""
+def _with_the_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) -> None:
     begun = time.perf_counter()
+    teacher = bench.tapped(bench.arguments.teacher, 0, "teacher")
     entrants = [_untaught(bench, row, seed) for row, seed in pairs]
-    lanes = [entrant.lane for entrant in entrants]
-    teacher = None
-    if bench.teacher_train is not bench.train:
-        train_teacher(bench)  # on other images than the lanes have
-    elif not teacher_is_kept(bench):
-        teacher = bench.tapped(bench.arguments.teacher, 0, "teacher")
-        settings = bench.recipe.fit(bench.recipe.teacher_epochs, 0)
-        lanes.append(Lane("teacher", Supervised(teacher.network), 0, settings, _labels))
-    if lanes:
-        _train(bench, lanes, None)
-    if teacher is not None:
-        keep_teacher(bench, teacher)
+    settings = bench.recipe.fit(bench.recipe.teacher_epochs, 0)
+    lanes = [
+        *(entrant.lane for entrant in entrants),
+        Lane("teacher", Supervised(teacher.network), 0, settings, _labels),
+    ]
+    _train(bench, lanes, None)
+    keep_teacher(bench, teacher)
     seconds = time.perf_counter() - begun
     for (row, seed), entrant in zip(pairs, entrants, strict=True):
         keep(row, seed, Trained(entrant.student, {"lanes": len(lanes)}), seconds)
