@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ from iekd.deploy.backends import Array, Session, check_images
 from iekd.errors import EnvironmentMissingError, InputError
 
 CPU_PROVIDER = "CPUExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 COMPUTE = ("Conv", "Gemm", "MatMul", "Attention", "Pool", "Normalization")
 """Parts of the names of the operators that cost time; ONNX Runtime may keep arithmetic on shapes on the CPU."""
 
@@ -43,6 +46,11 @@ class OnnxRuntime:
             raise EnvironmentMissingError(
                 f"this ONNX Runtime has no {self.provider} (it has {', '.join(available)}).",
                 f"pip uninstall -y onnxruntime && {self.install}",
+            )
+        if self.provider == TENSORRT_PROVIDER and not _tensorrt_is_here():
+            raise EnvironmentMissingError(
+                f"this ONNX Runtime has the {self.provider}, but TensorRT's own library (libnvinfer) is not here.",
+                "pip install tensorrt",
             )
 
 
@@ -148,10 +156,21 @@ def _placement(session: Any, provider: str) -> str:
     return ", ".join(f"{number} on {_short(name)}" for name, number in sorted(counts.items()))
 
 
+def _tensorrt_is_here() -> bool:
+    """Can NVIDIA's library be loaded?  GPU builds of ONNX Runtime name their TensorRT provider with and without it."""
+    with contextlib.suppress(ImportError):
+        import tensorrt  # noqa: F401  (loads the library from its wheel, where a bare name would not find it)
+    for major in (10, 11):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(f"libnvinfer.so.{major}")
+            return True
+    return False
+
+
 def _short(provider: str) -> str:
     return provider.removesuffix("ExecutionProvider")
 
 
 CPU = OnnxRuntime(CPU_PROVIDER, "pip install 'iekd-compress[cpu]'")
 CUDA = OnnxRuntime("CUDAExecutionProvider", "pip install 'iekd-compress[gpu]'")
-TENSORRT = OnnxRuntime("TensorrtExecutionProvider", "pip install 'iekd-compress[gpu]'")
+TENSORRT = OnnxRuntime(TENSORRT_PROVIDER, "pip install 'iekd-compress[gpu]'")

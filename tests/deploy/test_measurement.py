@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import itertools
 from pathlib import Path
@@ -109,6 +111,19 @@ def test_a_provider_that_is_missing_is_no_silent_fallback(exported: Path) -> Non
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(EnvironmentMissingError, match=r"CUDAExecutionProvider.*iekd-compress\[gpu\]"):
         get_backend("onnxruntime-cuda").load(exported)
+
+
+def test_a_tensorrt_provider_without_tensorrt_is_told_apart(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's GPU wheels name the provider whether or not it can start."""
+    import onnxruntime
+
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libnvinfer.so.10")
+        pytest.skip("this machine has TensorRT")
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    with pytest.raises(EnvironmentMissingError, match="libnvinfer"):
+        get_backend("onnxruntime-tensorrt").load(exported)
 
 
 def test_verification_passes_and_tells_by_how_much(exported: Path, network: nn.Module) -> None:
