@@ -5,7 +5,7 @@
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe short  # for a CPU
 
 Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
-one teacher, and its default weights, unless its row says otherwise: ``ie-ft@inherit_weight=11.05`` is ``ie-ft`` with
+one teacher, and its default weights, unless its row says otherwise: ``ie-ft@explore_form=cka`` is ``ie-ft`` with
 that setting.  Finished rows are kept, so the same command goes on after a stop.
 
 A small network leaves a GPU idle: ``--lanes`` trains that many rows side by side in one process, each step a CUDA graph

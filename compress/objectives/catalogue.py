@@ -88,7 +88,7 @@ _ENTRIES = (
         "factors: what small encoders make of the maps",
         "Kim et al., NeurIPS 2018, arXiv 1802.04977",
         f"{_HERE}.factor:FactorTransfer",
-        {"transfer_weight": 11.05, "inherit_weight": 1.105, "explore_weight": 1.105},
+        {"transfer_weight": 11.05, "inherit_weight": 11.05, "explore_weight": 1.105},
     ),
     Entry(
         "od",
@@ -120,7 +120,7 @@ _ENTRIES = (
         "dml, and each one's features inherit from and explore away from the other's",
         "Huang et al., CVPR 2021, arXiv 2107.00181",
         f"{_HERE}.mutual:DeepMutual",
-        {"kd_weight": 1.0, "temperature": 1.0},
+        {"kd_weight": 1.0, "temperature": 1.0, "inherit_weight": 1.105, "explore_weight": 1.105},
     ),
     Entry(
         "switokd",

@@ -8,6 +8,7 @@ and returns named loss terms whose sum is minimised.  Terms of the first network
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -68,8 +69,10 @@ def _lifts(
         raise InputError(
             "a split by relevance needs a finished teacher, which mutual learning has not.", "Use natural or random."
         )
+    lift = OBJECTIVES[f"ie-{transfer}"]
+    entry = replace(lift, defaults={**lift.defaults, **OBJECTIVES["ie-dml"].defaults})
     shapes = zip(other.shapes(image_size), own.shapes(image_size), strict=True)
-    return [make_lift(OBJECTIVES[f"ie-{transfer}"], *pair, settings) for pair in shapes]
+    return [make_lift(entry, *pair, settings) for pair in shapes]
 
 
 class MutualWeights(NamedTuple):

@@ -44,7 +44,8 @@ def test_objectives_are_listed_with_paper_and_the_defaults_that_they_read() -> N
     assert [name for name, source in zip(names, sources, strict=True) if source == "[dim][/]"] == ["ce"]
     shown = dict(zip(names, defaults, strict=True))
     assert shown["ft"] == "--transfer-weight 11.05"
-    assert shown["ie-ft"] == "--inherit-weight 1.105\n--explore-weight 1.105"
+    assert shown["ie-ft"] == "--inherit-weight 11.05\n--explore-weight 1.105"
+    assert shown["ie-dml"].endswith("--inherit-weight 1.105\n--explore-weight 1.105")
     assert shown["kd"] == "--kd-weight 1\n--temperature 4"
 
 

@@ -126,7 +126,7 @@ def test_the_papers_weight_is_ours() -> None:
     a, b = randn(4, 2048), randn(4, 2048, seed=1)
     published = np.mean([naive_l1(x, y) for x, y in zip(a.numpy(), b.numpy(), strict=True)]) / math.sqrt(2048)
     ours = normalized_l1(a, b).mean().item()
-    assert OBJECTIVES["ie-ft"].defaults["inherit_weight"] * ours == pytest.approx(50 * published, rel=1e-3)
+    assert OBJECTIVES["ie-ft"].defaults["explore_weight"] * ours == pytest.approx(50 * published, rel=1e-3)
     assert OBJECTIVES["ft"].defaults["transfer_weight"] * ours == pytest.approx(500 * published, rel=1e-3)
 
 
