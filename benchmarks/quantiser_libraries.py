@@ -8,6 +8,8 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -101,20 +103,25 @@ LIBRARIES: dict[str, Library] = {
 def made_by_libraries(run: Path, folder: Path, images: Array) -> tuple[dict[str, Path], dict[str, str]]:
     """Files by library, and the reason for each that made none; what was made before is not made again."""
     record = folder / "libraries.json"
-    if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        return {name: folder / file for name, file in found["files"].items()}, found["missing"]
-    files: dict[str, Path] = {}
+    files: dict[str, str] = json.loads(record.read_text(encoding="utf-8"))["files"] if record.is_file() else {}
     missing: dict[str, str] = {}
-    for name, library in LIBRARIES.items():
+    for name in LIBRARIES:
+        if name in files:
+            continue
         try:
-            with quiet():
-                files[name] = library(run, folder, images)
+            # a process for each: importing modelopt changes ONNX Runtime's quantiser for whoever comes after it
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+                files[name] = process.submit(_make, name, run, folder, images).result()
         except Exception as error:  # whatever a library cannot do is a finding, not the end
             missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
             print(f"  {name} made no file: {missing[name]}", flush=True)
-    write_json(record, {"files": {name: file.name for name, file in files.items()}, "missing": missing})
-    return files, missing
+    write_json(record, {"files": files, "missing": missing})
+    return {name: folder / file for name, file in files.items()}, missing
+
+
+def _make(name: str, run: Path, folder: Path, images: Array) -> str:
+    with quiet():
+        return LIBRARIES[name](run, folder, images).name
 
 
 @contextlib.contextmanager
