@@ -9,6 +9,8 @@ and `--until libraries` stop before anything is timed, so that the rest can be r
 For each student and backend ours is compared with the smallest drop of any library and, apart from that, with the
 lowest latency of any, be it that of a file which lost its accuracy: the last line holds the worst of each.  The line
 before it has the latency against those files alone that keep what is asked of ours, the smallest drop and 0.1 points.
+Where ours is not clearly faster than a library's file, the two are measured again in fresh processes (--processes), and
+that ratio counts: within one process a session's luck with its memory can be worth a tenth.
 
     python benchmarks/quantisers.py [--students mobilenetv2_100 ...] [--runs FOLDER] [--out FOLDER]
 """
@@ -35,6 +37,7 @@ from iekd.deploy.backends import Array, get_backend
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
+from iekd.deploy.repeat import Candidate, repeat_ratio
 from iekd.files import write_json
 
 STUDENTS = (
@@ -48,6 +51,7 @@ STUDENTS = (
 SCHEMES = {"onnxruntime": "int8-x86-onnxruntime", "openvino": "int8-openvino"}
 OURS = "ours"
 ALLOWED_POINTS = 0.1
+CLEARLY_FASTER = 0.9
 
 
 class Images:
@@ -102,7 +106,7 @@ def compare(student: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(arguments.out) / student
     finished = folder / "result.json"
     if finished.is_file():
-        return dict(json.loads(finished.read_text(encoding="utf-8")))
+        return confirmed(dict(json.loads(finished.read_text(encoding="utf-8"))), finished, arguments)
     folder.mkdir(parents=True, exist_ok=True)
     run = trained(student, arguments)
     if arguments.until == "training":
@@ -121,7 +125,34 @@ def compare(student: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "fingerprint": fingerprint(arguments.threads).model_dump(),
     }
     write_json(finished, found)
+    return confirmed(found, finished, arguments)
+
+
+def confirmed(found: dict[str, Any], finished: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure again, in fresh processes, where ours is not clearly faster; kept in the result."""
+    folder = finished.parent
+    close = [row for row in found["rows"] if row["file"] not in (OURS, "float32") and _close(row)]
+    run = Path(arguments.runs) / found["student"] if arguments.runs else folder / "run"
+    for row in close:
+        if "repeated" not in row:
+            data, scheme = Images(arguments.data, run, arguments.seed), SCHEMES[row["backend"]]
+            mine = next(file for end in (".onnx", ".xml") if (file := folder / f"{scheme}{end}").is_file())
+            library = folder / json.loads((folder / "libraries.json").read_text())["files"][row["file"]]
+            ratio = repeat_ratio(
+                Candidate(mine, row["backend"], arguments.threads),
+                Candidate(library, row["backend"], arguments.threads),
+                data.val[0][:64],
+                folder=folder / f"{row['backend']}-{row['file']}",
+                processes=arguments.processes,
+                seconds=arguments.seconds,
+            )
+            row["repeated"] = ratio.ratio.model_dump()
+            write_json(finished, found)
     return found
+
+
+def _close(row: dict[str, Any]) -> bool:
+    return bool(row["ours_over_it"]["value"] > CLEARLY_FASTER)
 
 
 def on_backend(
@@ -188,15 +219,20 @@ def gaps(rows: list[dict[str, Any]]) -> dict[str, float]:
         least = min(row["drop_points"] for row in others)
         accurate = [row for row in others if row["drop_points"] <= least + ALLOWED_POINTS]
         found["drop_gap"].append(mine["drop_points"] - least)
-        found["latency_ratio"].append(mine["latency_ms"] / min(row["latency_ms"] for row in others))
-        found["latency_ratio_of_accurate"].append(mine["latency_ms"] / min(row["latency_ms"] for row in accurate))
+        found["latency_ratio"].append(max(_ratio(row) for row in others))
+        found["latency_ratio_of_accurate"].append(max(_ratio(row) for row in accurate))
     return {name: max(values, default=float("nan")) for name, values in found.items()}
+
+
+def _ratio(row: dict[str, Any]) -> float:
+    """Ours over this file's latency: repeated in fresh processes, where it was."""
+    return float(row.get("repeated", row["ours_over_it"])["value"])
 
 
 def show(found: dict[str, Any]) -> None:
     """One student's part of the table, in Markdown, and what made no file."""
     for row in found["rows"]:
-        ratio = row["ours_over_it"]
+        ratio = row.get("repeated", row["ours_over_it"])
         against = "" if row["file"] == OURS else f"{ratio['value']:.2f} ({ratio['low']:.2f}..{ratio['high']:.2f})"
         print(
             f"| {found['student']} | {row['backend']} | {row['file']} | {row['accuracy']:.2%} | "
@@ -225,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--max-drop", type=float, default=0.01)
     found.add_argument("--threads", type=int, default=2)
     found.add_argument("--seconds", type=float, default=3.0, help="measured for each file")
+    found.add_argument("--processes", type=int, default=5, help="fresh ones, where the two are close")
     found.add_argument("--seed", type=int, default=0)
     return found
 
