@@ -32,7 +32,7 @@ from iekd.files import atomic_file
 
 CASTS = ("fp16", "bf16")
 SAME_ACCURACY = 0.001
-"""A recipe within a tenth of a point of the most accurate one may win by its latency."""
+"""A recipe within a tenth of a point of the most accurate one, or within one image, may win by its latency."""
 SAME_LATENCY = 1.02
 _FLOAT = "float32"
 _BATCH = 64
@@ -191,9 +191,9 @@ class _Search:
     def run(self, output: Path, scheme: str, start: float) -> QuantizeResult:
         """Try all, keep the best, keep layers in float until the limit holds, check, write."""
         tried = [self.best_method(name) for name in self.recipes]
-        best = [max(candidates, key=_accurate) for candidates in tried]
+        best = [min(self.as_accurate(candidates), key=lambda candidate: candidate.error) for candidates in tried]
         float_latency, best = self.timed(best) if self.scheme.timed else (None, best)
-        winner = _select(best)
+        winner = _fastest(self.as_accurate(best))
         ranking: tuple[LayerCost, ...] = ()
         if self.missed(self.before.top1.value - winner.accuracy):
             ranking = self.rank(winner)
@@ -227,6 +227,10 @@ class _Search:
             error = relative_error(logits, self.exact)
             found.append(Candidate(recipe, method, accuracy.top1.value, error))
         return found
+
+    def as_accurate(self, candidates: list[Candidate]) -> list[Candidate]:
+        """See :func:`_as_accurate`."""
+        return _as_accurate(candidates, self.before.top1.value, len(self.judge.images))
 
     def timed(self, candidates: list[Candidate]) -> tuple[float, list[Candidate]]:
         """Median latency of the float32 file and of each candidate, interleaved in one run."""
@@ -351,14 +355,19 @@ class _Recorder:
         self._session.close()
 
 
-def _accurate(candidate: Candidate) -> tuple[float, float]:
-    return candidate.accuracy, -candidate.error
+def _as_accurate(candidates: list[Candidate], before: float, images: int) -> list[Candidate]:
+    """Those as accurate as the best, or as the float32 file (``before``) where that is less.
+
+    A file that happens to be right where the float32 file errs is not a better one, and one image more or less of a few
+    hundred tells no two files apart; how far the logits are changed does.
+    """
+    best = min(before, max(candidate.accuracy for candidate in candidates))
+    slack = max(SAME_ACCURACY, 1 / images) + 1e-9
+    return [candidate for candidate in candidates if candidate.accuracy >= best - slack]
 
 
-def _select(candidates: list[Candidate]) -> Candidate:
-    """Of those as accurate as the best, the fastest; of those as fast, the one that changes the logits least."""
-    accuracy = max(candidate.accuracy for candidate in candidates)
-    equal = [candidate for candidate in candidates if candidate.accuracy >= accuracy - SAME_ACCURACY]
+def _fastest(equal: list[Candidate]) -> Candidate:
+    """The fastest; of those as fast, the one that changes the logits least."""
     fastest = min(candidate.latency_ms or 0.0 for candidate in equal)
     return min(
         (candidate for candidate in equal if (candidate.latency_ms or 0.0) <= fastest * SAME_LATENCY),

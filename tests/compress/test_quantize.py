@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantization_samples import CLASSES, images, labelled, loud_channel, write
 
-from iekd.compress.quantize import Candidate, QuantizeSettings, _select, quantize
+from iekd.compress.quantize import Candidate, QuantizeSettings, _as_accurate, _fastest, quantize
 from iekd.compress.quantizers import SCHEMES
 from iekd.compress.sensitivity import relative_error
 from iekd.deploy.backends import BACKENDS, get_backend
@@ -188,13 +188,16 @@ def test_a_library_that_quantises_nothing_ships_nothing(exported: Path, tmp_path
 
 
 def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
-    def chosen(*entries: tuple[float, float, float]) -> int:
+    def chosen(*entries: tuple[float, float, float], before: float = 0.99, images: int = 10_000) -> int:
         candidates = [Candidate(str(number), "m", *entry) for number, entry in enumerate(entries)]
-        return int(_select(candidates).recipe)
+        return int(_fastest(_as_accurate(candidates, before, images)).recipe)
 
     assert chosen((0.99, 0.1, 1.0), (0.98, 0.0, 0.5)) == 0, "a point of accuracy is worth more than speed"
     assert chosen((0.99, 0.1, 1.0), (0.9895, 0.2, 0.5)) == 1, "a twentieth of a point is not"
     assert chosen((0.99, 0.1, 0.505), (0.99, 0.2, 0.5)) == 0, "as fast, and closer to the float network"
+    assert chosen((1.0, 0.1, 1.0), (0.99, 0.2, 0.5)) == 1, "right where the float32 file errs: no merit"
+    assert chosen((0.99, 0.1, 1.0), (0.985, 0.2, 0.5), images=200) == 1, "one image tells no two files apart"
+    assert chosen((0.99, 0.1, 1.0), (0.98, 0.2, 0.5), images=200) == 0, "two do"
 
 
 def test_images_may_be_given_in_batches(exported: Path, tmp_path: Path) -> None:
