@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from paired import render, result_line
 from resident import load_split
 from table_bench import RECIPES, Bench
-from table_cohort import run_side_by_side
+from table_cohort import run_side_by_side, waits_for_host
 from table_rows import Trained, likeness_of_kept, train_row
 from table_teacher import TeacherAnswers, load_teacher, train_teacher
 
@@ -70,24 +70,26 @@ def run_rows(bench: Bench) -> None:
 
 
 def run_lanes(bench: Bench) -> None:
-    """Every row and seed that no result is there for, side by side."""
+    """Every row and seed that no result is there for, side by side; what cannot be captured comes after them."""
     pairs = [(row, seed) for seed in bench.arguments.seeds for row in bench.arguments.rows]
     files = {pair: bench.folder / "rows" / f"{pair[0]}-{pair[1]}.json" for pair in pairs}
-    todo = [pair for pair in pairs if not files[pair].exists()]
+    todo = [pair for pair in pairs if not files[pair].exists() and not waits_for_host(bench, pair[0])]
     run_side_by_side(
         bench,
         todo,
         lambda row, seed, trained, seconds: keep(bench, files[row, seed], row, seed, trained, seconds),
     )
+    run_rows(bench)
 
 
 def add_likeness(bench: Bench) -> None:
     """CKA of the parts of every kept student, into its row."""
+    teacher = load_teacher(bench)
     for weights in sorted((bench.folder / "students").glob("*.safetensors")):
         file = bench.folder / "rows" / f"{weights.stem}.json"
         found = json.loads(file.read_text())
         if "cka_exploration" not in found:
-            likeness = likeness_of_kept(bench, load_teacher(bench), found["row"], found["seed"], weights)
+            likeness = likeness_of_kept(bench, teacher, found["row"], found["seed"], weights)
             write_json(file, {**found, **likeness})
 
 
@@ -152,7 +154,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--verbose", action="store_true")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.lanes and given.jobs > 1:
+        parser.error("--lanes trains in one process, --jobs in several: give one of them")
+    return given
 
 
 def main() -> None:

@@ -139,7 +139,8 @@ class Runner:
         for name, value in self.lane.task.state_dict().items():
             value.copy_(before[name])
         for state in self.optimizer.state.values():
-            state["momentum_buffer"].zero_()  # which is what a first step would find: the gradient becomes the buffer
+            for buffer in state.values():
+                buffer.zero_()  # a first step finds no buffers, which comes to the same
         self.step_of_epoch.zero_()
         self.step_of_all.zero_()
 

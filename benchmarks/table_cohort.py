@@ -5,21 +5,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from cohort import Lane, Seen, train_side_by_side
-from safetensors.torch import save_file
 from table_bench import Bench
 from table_rows import Pupil, Trained, parse_row, pulls, pupil, settle
-from table_teacher import keep_teacher, load_teacher, teacher_is_kept, train_teacher
+from table_teacher import keep_teacher, load_teacher, save_half, teacher_is_kept, train_teacher
 from torch import Tensor, nn
 
 from iekd.compress.distill import Distillation
 from iekd.compress.objectives import build_mutual, is_mutual
 from iekd.compress.teacher import Supervised
-from iekd.files import atomic_file
 from iekd.models.taps import Features, Tapped
 
 Keep = Callable[[str, int, Trained, float], None]
@@ -58,13 +55,18 @@ def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> N
             facts: dict[str, float] = {"lanes": len(entrants)}
             if entrant.pupil is not None:
                 facts |= pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
-                _keep_student(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
+                save_half(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
             keep(row, seed, Trained(entrant.student, facts), seconds)
 
 
 def needs_teacher(bench: Bench, row: str) -> bool:
     """Does the row look at a finished teacher?"""
     return row != "ce" and not is_mutual(parse_row(row, bench.arguments)[0])
+
+
+def waits_for_host(bench: Bench, row: str) -> bool:
+    """Does a step of this row decide something in Python, so that it cannot be captured?"""
+    return parse_row(row, bench.arguments)[0] == "switokd"
 
 
 def _with_the_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) -> None:
@@ -122,13 +124,15 @@ def _factors(bench: Bench, teacher: Tapped, pairs: list[tuple[str, int]]) -> dic
         if learner is not None:
             learners.setdefault(own.kind, learner)
     settings = bench.recipe.fit(bench.recipe.factor_epochs, 0)
-    lanes = [
-        Lane(f"factors-{kind}", learner, 0, settings, lambda seen: (seen.teacher.taps,))  # type: ignore[union-attr]
-        for kind, learner in learners.items()
-    ]
+    lanes = [Lane(f"factors-{kind}", learner, 0, settings, _taps) for kind, learner in learners.items()]
     if lanes:
         _train(bench, lanes, teacher)
     return {kind: learner.state_dict() for kind, learner in learners.items()}
+
+
+def _taps(seen: Seen) -> tuple[Any, ...]:
+    assert seen.teacher is not None
+    return (seen.teacher.taps,)
 
 
 def _labels(seen: Seen) -> tuple[Any, ...]:
@@ -163,12 +167,3 @@ def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> None:
         bench.recipe.views,
         told,
     )
-
-
-def _keep_student(file: Path, student: nn.Module) -> None:
-    """In half precision, which is what its likeness to the teacher is later judged by."""
-    file.parent.mkdir(exist_ok=True)
-    state = student.state_dict()
-    half = {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in state.items()}
-    with atomic_file(file) as temporary:
-        save_file(half, temporary)

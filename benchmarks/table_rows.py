@@ -102,6 +102,7 @@ def likeness(bench: Bench, teacher: Tapped, pupil: Pupil) -> dict[str, float]:
 def likeness_of_kept(bench: Bench, teacher: Tapped, row: str, seed: int, weights: Path) -> dict[str, float]:
     """:func:`likeness` of a student whose weights were kept."""
     own = pupil(bench, teacher, row, seed)
+    settle(bench, own, lambda indices, view: teacher(bench.train.view(indices, view)))  # a split by relevance
     own.student.network.load_state_dict(load_file(weights))
     return likeness(bench, teacher, own)
 

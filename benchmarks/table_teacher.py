@@ -8,7 +8,7 @@ import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from table_bench import Bench
-from torch import Tensor
+from torch import Tensor, nn
 
 from iekd.compress.teacher import Supervised
 from iekd.files import atomic_file, write_json
@@ -66,10 +66,7 @@ def teacher_is_kept(bench: Bench) -> bool:
 def keep_teacher(bench: Bench, teacher: Tapped) -> None:
     """Write a trained teacher, and its accuracy as every row will see it."""
     weights = bench.folder / "teacher" / "weights.safetensors"
-    weights.parent.mkdir(exist_ok=True)
-    half = {key: value.half() if value.is_floating_point() else value for key, value in _state(teacher).items()}
-    with atomic_file(weights) as temporary:
-        save_file(half, temporary)
+    save_half(weights, teacher.network)
     _load(teacher, weights)
     facts = {
         "teacher": bench.arguments.teacher,
@@ -80,16 +77,21 @@ def keep_teacher(bench: Bench, teacher: Tapped) -> None:
     write_json(bench.folder / "teacher" / "teacher.json", facts)
 
 
+def save_half(file: Path, network: nn.Module) -> None:
+    """Weights in half precision."""
+    file.parent.mkdir(exist_ok=True)
+    state = network.state_dict()
+    half = {name: (value.half() if value.is_floating_point() else value).contiguous() for name, value in state.items()}
+    with atomic_file(file) as temporary:
+        save_file(half, temporary)
+
+
 def load_teacher(bench: Bench) -> Tapped:
     """What every row sees, this process or another."""
     teacher = bench.tapped(bench.arguments.teacher, 0, "teacher")
     _load(teacher, bench.folder / "teacher" / "weights.safetensors")
     teacher.eval().requires_grad_(False)
     return teacher
-
-
-def _state(teacher: Tapped) -> dict[str, Tensor]:
-    return {key: value.contiguous() for key, value in teacher.network.state_dict().items()}
 
 
 def _load(teacher: Tapped, weights: Path) -> None:

@@ -62,16 +62,16 @@ def test_rows_are_trained_once_and_tabled(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_rows_train_side_by_side(tmp_path: Path) -> None:
-    rows = ("ce", "dml", "ie-ft", "dkd")
+    rows = ("ce", "dml", "ie-ft@split=relevance", "dkd", "switokd")
     first = table(tmp_path, *rows, more=("--lanes", "2"))
     assert first.returncode == 0, first.stderr
     assert sorted(path.stem for path in (tmp_path / "rows").glob("*.json")) == sorted(f"{row}-0" for row in rows)
-    told = json.loads((tmp_path / "rows" / "ie-ft-0.json").read_text())
+    told = json.loads((tmp_path / "rows" / "ie-ft@split=relevance-0.json").read_text())
     assert told["pull_inherit"] > 0
     again = table(tmp_path, *rows, more=("--lanes", "2"))
     assert "top-1" not in again.stdout.split("|")[0]
     assert table(tmp_path, *rows, more=("--likeness",)).returncode == 0
-    after = json.loads((tmp_path / "rows" / "ie-ft-0.json").read_text())
+    after = json.loads((tmp_path / "rows" / "ie-ft@split=relevance-0.json").read_text())
     assert {**told, **after} == after
     assert all(-1 <= after[f"cka_{part}"] <= 1 for part in ("inheritance", "exploration"))
 
