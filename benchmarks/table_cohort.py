@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from cohort import Lane, Seen, train_side_by_side
+from cohort import forget, train_side_by_side
+from lane import Lane, Seen
 from table_bench import Bench
 from table_rows import Pupil, Trained, parse_row, pulls, pupil, settle
 from table_teacher import keep_teacher, load_teacher, save_half, teacher_is_kept, train_teacher
@@ -57,6 +58,7 @@ def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> N
                 facts |= pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
                 save_half(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
             keep(row, seed, Trained(entrant.student, facts), seconds)
+            forget(bench.folder / "checkpoints", entrant.lane.name)
 
 
 def needs_teacher(bench: Bench, row: str) -> bool:
@@ -83,6 +85,8 @@ def _with_the_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) ->
     seconds = time.perf_counter() - begun
     for (row, seed), entrant in zip(pairs, entrants, strict=True):
         keep(row, seed, Trained(entrant.student, {"lanes": len(lanes)}), seconds)
+    for lane in lanes:
+        forget(bench.folder / "checkpoints", lane.name)
 
 
 def _untaught(bench: Bench, row: str, seed: int) -> Entrant:
@@ -166,4 +170,5 @@ def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> None:
         lambda: torch.autocast(device.type, torch.bfloat16, enabled=on, cache_enabled=False),
         bench.recipe.views,
         told,
+        bench.folder / "checkpoints",
     )

@@ -20,7 +20,8 @@ from iekd.models.registry import build, resolve
 from iekd.models.taps import Features, Tapped
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-from cohort import Board, Lane, Runner, Seen, train_side_by_side
+from cohort import train_side_by_side
+from lane import Board, Lane, Runner, Seen
 from resident import Resident
 
 pytestmark = pytest.mark.gpu
@@ -97,6 +98,23 @@ def test_every_row_can_be_captured(form: str) -> None:
     told: list[dict[str, float]] = []
     train_side_by_side(lanes, data(), teacher, 32, bf16, told=lambda _, losses: told.append(losses))
     assert [set(losses) for losses in told] == [{lane.name for lane in lanes}] * SETTINGS.epochs
+
+
+def test_a_captured_lane_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    def cut(epoch: int, losses: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    first = Supervised(network(0).network)
+    other = copy.deepcopy(first)
+    whole = copy.deepcopy(first)
+    train_side_by_side([Lane("lane", whole, 1, SETTINGS, labels)], data(), None, 32, contextlib.nullcontext)
+    lanes = [Lane("lane", first, 1, SETTINGS, labels)]
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(lanes, data(), None, 32, contextlib.nullcontext, told=cut, kept=tmp_path, keep_every=0)
+    lanes = [Lane("lane", other, 1, SETTINGS, labels)]
+    train_side_by_side(lanes, data(), None, 32, contextlib.nullcontext, kept=tmp_path)
+    for (name, one), two in zip(whole.named_parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=2e-3), name
 
 
 def taught(row: str, teacher: Tapped, form: str) -> Lane:

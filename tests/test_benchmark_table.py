@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import shutil
 import subprocess
@@ -21,7 +20,8 @@ from iekd.compress.trainer import FitSettings, fit
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
-from cohort import Lane, train_side_by_side  # noqa: E402
+from cohort import forget, train_side_by_side  # noqa: E402
+from lane import Lane  # noqa: E402
 from paired import difference, render, result_line  # noqa: E402
 from resident import PAD, Resident  # noqa: E402
 
@@ -78,10 +78,7 @@ def test_rows_train_side_by_side(tmp_path: Path) -> None:
 
 def test_a_lane_takes_the_steps_of_an_ordinary_training(tmp_path: Path) -> None:
     data, settings = resident(), FitSettings(epochs=3, lr=0.1, weight_decay=5e-4, optimizer="sgd", seed=5)
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
-    network.append(torch.nn.Linear(4 * 6 * 6, 10))
-    task, other = Supervised(network), Supervised(copy.deepcopy(network))
+    task, other = small_network(), small_network()
     lane = Lane("lane", task, 5, settings, lambda seen: (seen.images, seen.targets))
     losses: list[float] = []
     train_side_by_side(
@@ -108,6 +105,50 @@ def test_a_lane_whose_loss_overflows_is_named() -> None:
     lane = Lane("too fast", task, 0, settings, lambda seen: (seen.images, seen.targets))
     with pytest.raises(RuntimeError, match="too fast: the loss is not finite"):
         train_side_by_side([lane], resident(), None, 5, contextlib.nullcontext)
+
+
+def lane_of(task: Supervised, epochs: int, lr: float = 0.1) -> Lane:
+    settings = FitSettings(epochs=epochs, lr=lr, optimizer="sgd", seed=5)
+    return Lane("lane", task, 5, settings, lambda seen: (seen.images, seen.targets))
+
+
+def small_network() -> Supervised:
+    torch.manual_seed(0)
+    first = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Flatten())
+    return Supervised(first.append(torch.nn.Linear(4 * 6 * 6, 10)))
+
+
+def test_lanes_that_were_cut_go_on_from_the_last_epoch_they_kept(tmp_path: Path) -> None:
+    whole, cut, rest = small_network(), small_network(), small_network()
+    train_side_by_side([lane_of(whole, 4)], resident(), None, 6, contextlib.nullcontext)
+
+    def stop(epoch: int, losses: dict[str, float]) -> None:
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(
+            [lane_of(cut, 4)], resident(), None, 6, contextlib.nullcontext, told=stop, kept=tmp_path, keep_every=0
+        )
+    epochs: list[int] = []
+    train_side_by_side(
+        [lane_of(rest, 4)],
+        resident(),
+        None,
+        6,
+        contextlib.nullcontext,
+        told=lambda epoch, _: epochs.append(epoch),
+        kept=tmp_path,
+    )
+    assert epochs == [2, 3]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, rest.state_dict()[name]), name
+    with pytest.raises(RuntimeError, match=r"lane.safetensors: this lane has other settings now"):
+        train_side_by_side(
+            [lane_of(small_network(), 4, lr=0.2)], resident(), None, 6, contextlib.nullcontext, kept=tmp_path
+        )
+    forget(tmp_path, "lane")
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def resident() -> Resident:
