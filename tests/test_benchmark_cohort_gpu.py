@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from iekd.compress.distill import Distillation
 from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_objective
@@ -41,7 +43,10 @@ ROWS = (
     "ie-vkd",
     "ie-ft+dkd",
 )
-SETTINGS = FitSettings(epochs=2, lr=0.05, weight_decay=5e-4, optimizer="sgd", seed=1)
+SETTINGS = FitSettings(epochs=2, lr=1e-3, weight_decay=5e-4, optimizer="sgd", seed=1)
+SAME = 0.05
+"""Distance over path length that rounding explains: at this rate noise of 1e-7 in the weights ends at 0.006, of 1e-6 at
+0.02 (at a rate of 0.05 already at 0.16); a rate off by a tenth is at 0.11, another order of images at 0.68."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,13 +73,28 @@ def labels(seen: Seen) -> tuple[Any, ...]:
     return seen.images, seen.targets
 
 
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Convolutions in full float32 and always in the same order, so that two trainings can be compared."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+@torch.no_grad()
+def distance(one: nn.Module, other: nn.Module, start: nn.Module) -> float:
+    """How far two trainings from the same start lie apart, as a share of the way that the first went."""
+    weights = zip(one.parameters(), other.parameters(), start.parameters(), strict=True)
+    return float(torch.stack([(a - b).norm() / (a - c).norm() for a, b, c in weights]).mean())
+
+
+@pytest.mark.usefixtures("exact")
 def test_captured_steps_are_the_steps() -> None:
-    task = Supervised(network(0).network)
-    other = copy.deepcopy(task)
-    lane = Lane("captured", task, 1, SETTINGS, labels)
-    train_side_by_side([lane], data(), None, 32, contextlib.nullcontext)
+    start = Supervised(network(0).network)
+    task, other, astray = (copy.deepcopy(start) for _ in range(3))
+    train_side_by_side([lane(task)], data(), None, 32, contextlib.nullcontext)
+    train_side_by_side([lane(astray, seed=2)], data(), None, 32, contextlib.nullcontext)
     board = Board(data(), None, contextlib.nullcontext)
-    runner = Runner(Lane("eager", other, 1, SETTINGS, labels), board, 32)
+    runner = Runner(lane(other), board, 32)
     for epoch in range(SETTINGS.epochs):
         board.show(epoch)
         other.train()
@@ -83,9 +103,29 @@ def test_captured_steps_are_the_steps() -> None:
         for _ in range(runner.steps):
             runner.step()
         torch.cuda.synchronize()
-    for (name, one), two in zip(task.named_parameters(), other.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=2e-3), name
-    assert int(task.state_dict()["network.bn1.num_batches_tracked"]) == SETTINGS.epochs * runner.steps
+    assert distance(task, other, start) < SAME
+    assert distance(task, astray, start) > 5 * SAME
+    assert int(task.state_dict()["network.stem.1.num_batches_tracked"]) == SETTINGS.epochs * runner.steps
+
+
+@pytest.mark.usefixtures("exact")
+def test_a_captured_lane_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    def cut(epoch: int, losses: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    start = Supervised(network(0).network)
+    whole, first, rest = (copy.deepcopy(start) for _ in range(3))
+    train_side_by_side([lane(whole)], data(), None, 32, contextlib.nullcontext)
+    lanes = [lane(first)]
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(lanes, data(), None, 32, contextlib.nullcontext, told=cut, kept=tmp_path, keep_every=0)
+    train_side_by_side([lane(rest)], data(), None, 32, contextlib.nullcontext, kept=tmp_path)
+    assert distance(whole, first, start) > 5 * SAME
+    assert distance(whole, rest, start) < SAME
+
+
+def lane(task: Supervised, seed: int = 1) -> Lane:
+    return Lane("lane", task, seed, SETTINGS, labels)
 
 
 @pytest.mark.parametrize("form", ["distance", "cosine", "cka"])
@@ -98,23 +138,6 @@ def test_every_row_can_be_captured(form: str) -> None:
     told: list[dict[str, float]] = []
     train_side_by_side(lanes, data(), teacher, 32, bf16, told=lambda _, losses: told.append(losses))
     assert [set(losses) for losses in told] == [{lane.name for lane in lanes}] * SETTINGS.epochs
-
-
-def test_a_captured_lane_goes_on_where_it_was_cut(tmp_path: Path) -> None:
-    def cut(epoch: int, losses: dict[str, float]) -> None:
-        raise KeyboardInterrupt
-
-    first = Supervised(network(0).network)
-    other = copy.deepcopy(first)
-    whole = copy.deepcopy(first)
-    train_side_by_side([Lane("lane", whole, 1, SETTINGS, labels)], data(), None, 32, contextlib.nullcontext)
-    lanes = [Lane("lane", first, 1, SETTINGS, labels)]
-    with pytest.raises(KeyboardInterrupt):
-        train_side_by_side(lanes, data(), None, 32, contextlib.nullcontext, told=cut, kept=tmp_path, keep_every=0)
-    lanes = [Lane("lane", other, 1, SETTINGS, labels)]
-    train_side_by_side(lanes, data(), None, 32, contextlib.nullcontext, kept=tmp_path)
-    for (name, one), two in zip(whole.named_parameters(), other.parameters(), strict=True):
-        assert torch.allclose(one, two, atol=2e-3), name
 
 
 def taught(row: str, teacher: Tapped, form: str) -> Lane:
