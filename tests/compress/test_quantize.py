@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from quantization_samples import CLASSES, images, labelled, loud_channel, write
 
-from iekd.compress.quantize import Candidate, QuantizeSettings, _as_accurate, _fastest, quantize
+from iekd.compress.quantize import Candidate, QuantizeSettings, quantize
 from iekd.compress.quantizers import SCHEMES
+from iekd.compress.quantizers.candidates import as_accurate, fastest_of
 from iekd.compress.sensitivity import relative_error
 from iekd.deploy.backends import BACKENDS, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
@@ -190,7 +191,7 @@ def test_a_library_that_quantises_nothing_ships_nothing(exported: Path, tmp_path
 def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
     def chosen(*entries: tuple[float, float, float], before: float = 0.99, images: int = 10_000) -> int:
         candidates = [Candidate(str(number), "m", *entry) for number, entry in enumerate(entries)]
-        return int(_fastest(_as_accurate(candidates, before, images)).recipe)
+        return int(fastest_of(as_accurate(candidates, before, images)).recipe)
 
     assert chosen((0.99, 0.1, 1.0), (0.98, 0.0, 0.5)) == 0, "a point of accuracy is worth more than speed"
     assert chosen((0.99, 0.1, 1.0), (0.9895, 0.2, 0.5)) == 1, "a twentieth of a point is not"

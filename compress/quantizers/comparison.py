@@ -1,0 +1,184 @@
+"""The comparison of all quantisers and calibrations of one scheme, through the files that would ship."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from iekd.compress.calibration import METHODS, Calibration
+from iekd.compress.quantizers import Quantizer, Scheme, make_quantizer
+from iekd.compress.quantizers.candidates import Candidate, QuantizeResult, QuantizeSettings, as_accurate, fastest_of
+from iekd.compress.quantizers.judge import BATCH, Judge
+from iekd.compress.sensitivity import LayerCost, fewest_kept, layer_names, rank_layers, relative_error
+from iekd.deploy import precision
+from iekd.deploy.backends import Array, Session, get_backend
+from iekd.deploy.backends.reference import ReferenceSession
+from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.graph_checks import float_layers, is_quantized, require_tensorrt_graph
+from iekd.deploy.results import Accuracy
+from iekd.errors import VerificationError, unknown_name
+from iekd.files import atomic_file
+
+_FLOAT = "float32"
+
+
+class Comparison:
+    """All candidates of one scheme; :meth:`run` writes the best."""
+
+    def __init__(
+        self,
+        source: Path,
+        calibration: Calibration,
+        scheme: Scheme,
+        held_out: tuple[Array, NDArray[np.int64]],
+        settings: QuantizeSettings,
+        folder: Path,
+    ) -> None:
+        self.calibration, self.scheme, self.settings, self.folder = calibration, scheme, settings, folder
+        self.judge = Judge(held_out)
+        self.reference = get_backend(scheme.backend).load(source, threads=settings.threads)
+        self.before, self.exact = self.judge.accuracy(self.reference)
+        names = settings.recipes or scheme.recipes
+        for name in names:
+            if name not in scheme.recipes:
+                raise unknown_name("recipe of this scheme", name, scheme.recipes)
+        self.recipes = {name: make_quantizer(name, calibration) for name in names}
+        self.kept = settings.keep_float
+        unknown = set(self.kept) - set(layer_names(calibration))
+        if unknown:
+            raise unknown_name("layer", sorted(unknown)[0], layer_names(calibration))
+
+    def count_from(self, against: Path) -> None:
+        """Count what is lost from this file's accuracy."""
+        session = get_backend(self.scheme.backend).load(against, threads=self.settings.threads)
+        self.before, _ = self.judge.accuracy(session)
+
+    def run(self, output: Path, scheme: str, start: float) -> QuantizeResult:
+        """Try all, keep the best, keep layers in float until the limit holds, check, write."""
+        tried = [self.best_method(name) for name in self.recipes]
+        best = [min(self.as_accurate(candidates), key=lambda candidate: candidate.error) for candidates in tried]
+        float_latency, best = self.timed(best) if self.scheme.timed else (None, best)
+        winner = fastest_of(self.as_accurate(best))
+        ranking: tuple[LayerCost, ...] = ()
+        if self.missed(self.before.top1.value - winner.accuracy):
+            ranking = self.rank(winner)
+            self.kept = (*self.kept, *self.fewest(ranking, winner))
+        path, after = self.written(winner.recipe, winner.method, self.kept)
+        file = self.ship(path, output)
+        return QuantizeResult(
+            file=file,
+            scheme=scheme,
+            chosen=winner,
+            candidates=tuple(candidate for group in tried for candidate in group),
+            before=self.before,
+            after=after,
+            kept_float=self.kept,
+            sensitivity=ranking,
+            float_latency_ms=float_latency,
+            seconds=time.perf_counter() - start,
+        )
+
+    def best_method(self, recipe: str) -> list[Candidate]:
+        """One recipe with each calibration."""
+        available = self.recipes[recipe].methods
+        methods = [method for method in available if method in self.settings.methods or method not in METHODS]
+        if not methods:
+            raise unknown_name("calibration", ", ".join(self.settings.methods), available)
+        found = []
+        for method in methods:
+            path = self.path(recipe, method)
+            self.recipes[recipe].write(path, method, self.kept)
+            accuracy, logits = self.judge.accuracy(self.open(path))
+            error = relative_error(logits, self.exact)
+            found.append(Candidate(recipe, method, accuracy.top1.value, error))
+        return found
+
+    def as_accurate(self, candidates: list[Candidate]) -> list[Candidate]:
+        """See :func:`as_accurate`."""
+        return as_accurate(candidates, self.before.top1.value, len(self.judge.images))
+
+    def timed(self, candidates: list[Candidate]) -> tuple[float, list[Candidate]]:
+        """Median latency of the float32 file and of each candidate, interleaved in one run."""
+        sessions = {
+            candidate.recipe: self.open(self.path(candidate.recipe, candidate.method)) for candidate in candidates
+        }
+        run = measure_latency(
+            {_FLOAT: self.reference, **sessions},
+            self.judge.images[:BATCH],
+            folder=self.folder,
+            seconds=self.settings.latency_seconds,
+        )
+        medians = {name: latency.median.value for name, latency in run.latency.items()}
+        return medians[_FLOAT], [
+            Candidate(**{**asdict(candidate), "latency_ms": medians[candidate.recipe]}) for candidate in candidates
+        ]
+
+    def rank(self, winner: Candidate) -> tuple[LayerCost, ...]:
+        """What each layer costs; OpenVINO's own format is ranked by ONNX Runtime's quantiser, layer by layer alike."""
+        recipe, method = winner.recipe, winner.method
+        if self.recipes[recipe].suffix != ".onnx":
+            recipe, method = "ort-u8s7", METHODS[0]
+        quantizer: Quantizer = self.recipes.get(recipe) or make_quantizer(recipe, self.calibration)
+        ranking = rank_layers(self.calibration, quantizer, method)
+        return tuple(cost for cost in ranking if cost.layer not in self.kept)
+
+    def fewest(self, ranking: tuple[LayerCost, ...], winner: Candidate) -> tuple[str, ...]:
+        """The fewest of the dearest layers with which the limit holds."""
+
+        def drop(kept: tuple[str, ...]) -> float:
+            _, after = self.written(winner.recipe, winner.method, (*self.kept, *kept))
+            return self.before.top1.value - after.top1.value
+
+        assert self.settings.max_drop is not None
+        count = fewest_kept(ranking, drop, self.settings.max_drop)
+        if count is None:
+            raise VerificationError(
+                f"{winner.recipe} loses {self.before.top1.value - winner.accuracy:.2%} of accuracy, "
+                f"{self.settings.max_drop:.2%} is allowed, and no share of layers in float makes up for it.",
+                f"The dearest layer is {ranking[0].layer}.  Use fp16 or bf16, allow more, or train with quantisation.",
+            )
+        return tuple(cost.layer for cost in ranking[:count])
+
+    def missed(self, drop: float) -> bool:
+        """Is more accuracy lost than allowed?"""
+        return self.settings.max_drop is not None and drop > self.settings.max_drop
+
+    def written(self, recipe: str, method: str, kept: tuple[str, ...]) -> tuple[Path, Accuracy]:
+        """The file with these layers in float, and its accuracy."""
+        path = self.path(recipe, method)
+        self.recipes[recipe].write(path, method, kept)
+        return path, self.judge.accuracy(self.open(path))[0]
+
+    def path(self, recipe: str, method: str) -> Path:
+        """Where a candidate lies."""
+        return self.folder / f"{recipe}-{method}{self.recipes[recipe].suffix}"
+
+    def open(self, path: Path) -> Session:
+        """A candidate as a session of the scheme's backend."""
+        if not self.scheme.timed:  # as the target computes; this processor may saturate
+            return ReferenceSession(path, threads=self.settings.threads)
+        return get_backend(self.scheme.backend).load(path, threads=self.settings.threads)
+
+    def ship(self, path: Path, output: Path) -> Path:
+        """Check the winner's graph and put it in its place, with our metadata."""
+        if path.suffix != ".onnx":
+            for suffix in (".bin", path.suffix):
+                with atomic_file(output.with_suffix(suffix)) as temporary:
+                    shutil.copyfile(path.with_suffix(suffix), temporary)
+            return output.with_suffix(path.suffix)
+        model = onnx.load(str(path))
+        if not is_quantized(model):
+            raise VerificationError(
+                f"{path.stem} left every layer of the network in float.", "Its layers may be too narrow; ship fp16."
+            )
+        if self.scheme.library_keeps:
+            self.kept = (*self.kept, *(name for name in float_layers(model) if name not in self.kept))
+        if self.scheme.tensorrt:
+            require_tensorrt_graph(model, self.kept)
+        return precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
