@@ -71,6 +71,10 @@ class Graph:
         """The nodes that multiply, in order."""
         return [node for node in self.nodes if node.op_type in WEIGHTED]
 
+    def products_of_activations(self) -> list[NodeProto]:
+        """The layers without weights, as in attention."""
+        return [node for node in self.layers() if not any(self.is_weight(name) for name in node.input[:2])]
+
     def next_layers(self, node: NodeProto) -> frozenset[str]:
         """Names of the layers that read what ``node`` writes, with no other layer in between."""
         found, seen, waiting = set(), set(), list(node.output)

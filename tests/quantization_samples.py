@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from iekd.deploy.backends import Array, get_backend
@@ -44,6 +45,17 @@ def write(path: Path, change: Callable[[Residual], None] = lambda _network: None
         network.head.weight *= 8
         change(network)
     return export_onnx(network, path, preprocessing=Preprocessing(size=SIZE), classes=CLASSES, name="residual")
+
+
+def write_transformer(path: Path) -> Path:
+    """A vision transformer of one block as ONNX."""
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        img_size=SIZE, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=len(CLASSES)
+    ).eval()
+    with torch.no_grad():
+        network.head.weight.normal_()
+    return export_onnx(network, path, preprocessing=Preprocessing(size=SIZE), classes=CLASSES, name="transformer")
 
 
 def loud_channel(factor: float) -> Callable[[Residual], None]:

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from iekd.compress.calibration import METHODS, Calibration
-from iekd.compress.quantizers import Quantizer, Scheme, make_quantizer
+from iekd.compress.quantizers import Quantizer, Scheme, make_quantizer, recipes_for
 from iekd.compress.quantizers.candidates import Candidate, QuantizeResult, QuantizeSettings, as_accurate, fastest_of
 from iekd.compress.quantizers.judge import BATCH, Judge
 from iekd.compress.sensitivity import LayerCost, fewest_kept, layer_names, rank_layers, relative_error
@@ -44,7 +44,7 @@ class Comparison:
         self.judge = Judge(held_out)
         self.reference = get_backend(scheme.backend).load(source, threads=settings.threads)
         self.before, self.exact = self.judge.accuracy(self.reference)
-        names = settings.recipes or scheme.recipes
+        names = settings.recipes or recipes_for(scheme, calibration.model)
         for name in names:
             if name not in scheme.recipes:
                 raise unknown_name("recipe of this scheme", name, scheme.recipes)

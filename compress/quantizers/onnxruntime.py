@@ -8,7 +8,7 @@ import io
 import logging
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 
@@ -22,6 +22,7 @@ _SYMMETRIC: dict[str, Any] = {
     "AddQDQPairToWeight": True,
     "QuantizeBias": False,
 }
+_INPUTS_ONLY = "OpTypesToExcludeOutputQuantization"
 _WEIGHTS: dict[str, tuple[str, bool]] = {
     "int8": ("QInt8", False),
     "int7": ("QInt8", True),
@@ -36,25 +37,35 @@ class OrtQuantizer:
     Args:
         calibration: model and ranges.
         weights: int8, uint8 about 128, or int7, which is int8 from -64 to 64.
-        symmetric: int8 activations with zero point 0, at the inputs of layers only, so that a layer and what follows it
-            can be fused, as TensorRT wants; else uint8 activations, at inputs and outputs.
-        everything: quantise all operators that ONNX Runtime can, which it computes fastest in most convolutional
-            networks; else those that multiply alone, which transformers need to keep their accuracy.
+        symmetric: int8 activations with zero point 0, so that a layer and what follows it can be fused, as TensorRT
+            wants; else uint8 activations.
+        scope: what is quantised.  "all": all operators that ONNX Runtime can, which it computes fastest in most
+            convolutional networks; "layers": those that multiply alone, which transformers need to keep their accuracy;
+            "weights": of these the ones with weights, so that attention, the product of two activations, stays float.
+        inputs_only: quantise what goes into a layer and not what comes out of it, which the next layer's input is where
+            the two follow one another.
     """
 
     suffix = ".onnx"
     methods = METHODS
 
     def __init__(
-        self, calibration: Calibration, *, weights: str, symmetric: bool = False, everything: bool = True
+        self,
+        calibration: Calibration,
+        *,
+        weights: str,
+        symmetric: bool = False,
+        scope: Literal["all", "layers", "weights"] = "all",
+        inputs_only: bool = False,
     ) -> None:
         _require()
         self._calibration = calibration
-        self._symmetric, self._weights = symmetric, weights
+        self._symmetric, self._weights, self._inputs_only = symmetric, weights, inputs_only
         self._model: onnx.ModelProto = onnx.shape_inference.infer_shapes(calibration.model)
         self._graph = Graph(self._model)
-        self._layers = {node.name for node in self._graph.layers()}
-        self._others = list(self._graph.nodes) if everything else []
+        left = {node.name for node in self._graph.products_of_activations()} if scope == "weights" else set()
+        self._layers = {node.name for node in self._graph.layers()} - left
+        self._others = list(self._graph.nodes) if scope == "all" else []
         if symmetric and not is_transformer(self._model):
             self._others = self._graph.residual_additions()
 
@@ -72,7 +83,9 @@ class OrtQuantizer:
         operators = sorted({*QDQRegistry, *QLinearOpsRegistry})
         options: dict[str, Any] = {"WeightSymmetric": True}  # ONNX Runtime's convolution takes one zero point a layer
         if self._symmetric:
-            options = {**options, **_SYMMETRIC, "OpTypesToExcludeOutputQuantization": operators}
+            options |= _SYMMETRIC
+        if self._inputs_only:
+            options[_INPUTS_ONLY] = operators
         weight_type, reduced = _WEIGHTS[self._weights]
         layers = self._layers - set(kept_float)
         if not layers:

@@ -9,16 +9,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from quantization_samples import CLASSES, images, labelled, loud_channel, write
+from quantization_samples import CLASSES, images, labelled, loud_channel, write, write_transformer
 
 from iekd.compress.quantize import Candidate, QuantizeSettings, quantize
-from iekd.compress.quantizers import SCHEMES
+from iekd.compress.quantizers import FOR_ATTENTION, SCHEMES
 from iekd.compress.quantizers.candidates import as_accurate, fastest_of
 from iekd.compress.sensitivity import relative_error
 from iekd.deploy.backends import BACKENDS, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.export import read_metadata
-from iekd.deploy.graph_checks import quantization_problems
+from iekd.deploy.graph_checks import Graph, float_layers, quantization_problems
 from iekd.errors import EnvironmentMissingError, InputError, VerificationError
 
 FEW = QuantizeSettings(calibration_images=32, latency_seconds=0.05, threads=1, max_drop=None)
@@ -60,7 +60,29 @@ def test_the_latency_of_x86_files_is_measured(exported: Path, tmp_path: Path) ->
     assert result.after.top1.value > 0.9
     assert result.float_latency_ms is not None
     assert result.chosen.latency_ms is not None
-    assert {entry.recipe for entry in result.candidates} == set(SCHEMES["int8-x86-onnxruntime"].recipes)
+    assert {entry.recipe for entry in result.candidates} == {*SCHEMES["int8-x86-onnxruntime"].recipes} - {
+        *FOR_ATTENTION
+    }
+
+
+def test_attention_may_stay_in_float(tmp_path: Path) -> None:
+    """Its products have no weights that eight bits would make smaller, and cost two quantisations each."""
+    source, scheme = write_transformer(tmp_path / "float.onnx"), "int8-x86-onnxruntime"
+    settings = QuantizeSettings(**{**FEW.__dict__, "methods": ("minmax",)})
+    tried = quantize(source, tmp_path / "all.onnx", scheme=scheme, settings=settings, **given(source))  # type: ignore[arg-type]
+    assert {entry.recipe for entry in tried.candidates} == set(SCHEMES[scheme].recipes)
+    settings = QuantizeSettings(**{**settings.__dict__, "recipes": FOR_ATTENTION})
+    result = quantize(source, tmp_path / "q.onnx", scheme=scheme, settings=settings, **given(source))  # type: ignore[arg-type]
+    graph = Graph(onnx.load(str(result.file)))
+    products = graph.products_of_activations()
+    assert len(products) == 2
+    assert float_layers(graph.model) == tuple(node.name for node in products)
+    readers = {
+        node.op_type for node in graph.nodes if any(graph.made_by(name, "QuantizeLinear") for name in node.input)
+    }
+    assert readers == {"DequantizeLinear"}
+    quantized = [node for node in graph.nodes if node.op_type == "QuantizeLinear"]
+    assert len(quantized) == len({name for node in graph.layers() for name in node.input[:1]}) - 2, "inputs alone"
 
 
 @pytest.mark.parametrize("recipe", SCHEMES["int8-x86-onnxruntime"].recipes)
@@ -73,7 +95,7 @@ def test_no_x86_file_can_overflow_16_bits(exported: Path, tmp_path: Path, recipe
     weights = [numpy_helper.to_array(tensor) for tensor in onnx.load(str(result.file)).graph.initializer]
     signed = [values.astype(int) for values in weights if values.dtype == np.int8]  # and zero points, of one value
     assert all(255 * 2 * abs(values).max() < 2**15 for values in signed)
-    assert bool([values for values in signed if values.size > 1]) == recipe.removesuffix("-layers").endswith("s7")
+    assert bool([values for values in signed if values.size > 1]) == ("s7" in recipe)
     held_out, _ = given(exported)["held_out"]  # type: ignore[misc]
     fast, exact = get_backend("onnxruntime").load(result.file, threads=1), ReferenceSession(result.file, threads=1)
     assert relative_error(fast.run(held_out), exact.run(held_out)) < 1e-4
