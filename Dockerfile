@@ -16,7 +16,7 @@ ARG JETPACK_BASE=scratch
 
 # ---------------------------------------------------------------- the package's files, and nothing else
 FROM scratch AS source
-COPY pyproject.toml README.md /src/
+COPY pyproject.toml README.md constraints.txt /src/
 COPY src /src/src
 COPY compress /src/compress
 COPY deploy /src/deploy
@@ -27,13 +27,15 @@ FROM ${BASE} AS cpu
 RUN python3 -c 'import ensurepip' 2>/dev/null || \
     { apt-get update && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates && \
       rm -rf /var/lib/apt/lists/*; }
+# Versions as tested; empty: the newest that pyproject.toml allows.
+ARG CONSTRAINTS=constraints.txt
 # PyTorch's default wheels bring 4 GB of CUDA libraries; its index of CPU wheels (pytorch.org, "Get started") spares them.
 ARG TORCH_INDEX=
 RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv /opt/iekd && \
-    { [ -z "$TORCH_INDEX" ] || /opt/iekd/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision; } && \
-    /opt/iekd/bin/pip install --no-cache-dir '/src[cpu]'
+    { [ -z "$TORCH_INDEX" ] || /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} --index-url "$TORCH_INDEX" torch torchvision; } && \
+    /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} '/src[cpu]'
 RUN useradd --create-home --uid 1000 iekd
 USER iekd
 WORKDIR /home/iekd
@@ -47,11 +49,13 @@ FROM ${GPU_BASE} AS gpu
 RUN python3 -c 'import ensurepip' 2>/dev/null || \
     { apt-get update && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates && \
       rm -rf /var/lib/apt/lists/*; }
+# As above; empty where the base has a Python older than 3.11.
+ARG CONSTRAINTS=constraints.txt
 RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv --system-site-packages /opt/iekd && \
     /opt/iekd/bin/python -c 'import importlib.util, sys; importlib.util.find_spec("tensorrt") or sys.exit("GPU_BASE has no TensorRT for python3")' && \
-    /opt/iekd/bin/pip install --no-cache-dir /src 'onnxruntime-gpu>=1.22'
+    /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} /src 'onnxruntime-gpu>=1.22'
 RUN useradd --create-home iekd
 USER iekd
 WORKDIR /home/iekd
@@ -65,6 +69,7 @@ FROM ${JETPACK_BASE} AS jetpack
 RUN python3 -c 'import ensurepip' 2>/dev/null || \
     { apt-get update && apt-get install -y --no-install-recommends python3 python3-venv ca-certificates && \
       rm -rf /var/lib/apt/lists/*; }
+# No constraints: JetPack 6 has Python 3.10, and NVIDIA's wheels their own versions.
 # NVIDIA's index of PyTorch wheels for this JetPack; without it PyTorch's own wheel comes, which on JetPack 6 knows the CPU only.
 ARG TORCH_INDEX=
 RUN --mount=type=bind,from=source,source=/src,target=/src,rw \

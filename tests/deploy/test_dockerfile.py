@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -83,6 +85,20 @@ def test_bases_are_build_arguments_and_pinned_by_version() -> None:
     assert defaults == {"GPU_BASE": "scratch", "JETPACK_BASE": "scratch"}, "only the user knows driver and board"
     froms = re.findall(r"^FROM (\S+) AS", TEXT, re.MULTILINE)
     assert froms == ["scratch", "${BASE}", "${GPU_BASE}", "${JETPACK_BASE}"]
+
+
+def test_what_is_installed_is_pinned_within_what_the_project_allows() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(found.name): found for found in map(Requirement, lines)}
+    assert all(re.fullmatch(r"==[^*]+", str(found.specifier)) for found in pins.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for wanted in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["cpu"]]):
+        pin = str(pins[canonicalize_name(wanted.name)].specifier).removeprefix("==")
+        assert wanted.specifier.contains(pin), wanted.name
+    for stage, installs in (("cpu", 2), ("gpu", 1), ("jetpack", 0)):
+        text = " ".join(_stages()[stage])
+        assert text.count("-c /src/$CONSTRAINTS}") == installs
+        assert ("ARG CONSTRAINTS=constraints.txt" in text) == bool(installs)
 
 
 def test_every_build_argument_of_the_comments_exists() -> None:
