@@ -6,6 +6,7 @@
 #   docker build --target jetpack --build-arg JETPACK_BASE=<NVIDIA's l4t-jetpack image of the board's release> -t iekd-compress:jetpack .
 #
 # /images must be writable by uid 1000; others add `--user "$(id -u):$(id -g)" -e HOME=/tmp`.
+# That is uid 1000 in each image, also where the base has a user of that number already, as Ubuntu 24.04's `ubuntu`.
 # Behind a mirror, pip's own configuration goes along without becoming a part of the image: `--secret id=pip.conf,src=$HOME/.config/pip/pip.conf`.
 # A base is any Debian or Ubuntu image whose Python is 3.10 or later, or that has none: then the distribution's is installed.
 
@@ -36,7 +37,7 @@ RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
     python3 -m venv /opt/iekd && \
     { [ -z "$TORCH_INDEX" ] || /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} --index-url "$TORCH_INDEX" torch torchvision; } && \
     /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} '/src[cpu]'
-RUN useradd --create-home --uid 1000 iekd
+RUN useradd --create-home --uid 1000 --non-unique iekd
 USER iekd
 WORKDIR /home/iekd
 ENV PATH=/opt/iekd/bin:$PATH PYTHONUNBUFFERED=1
@@ -56,7 +57,7 @@ RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
     python3 -m venv --system-site-packages /opt/iekd && \
     /opt/iekd/bin/python -c 'import importlib.util, sys; importlib.util.find_spec("tensorrt") or sys.exit("GPU_BASE has no TensorRT for python3")' && \
     /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} /src 'onnxruntime-gpu>=1.22'
-RUN useradd --create-home iekd
+RUN useradd --create-home --uid 1000 --non-unique iekd
 USER iekd
 WORKDIR /home/iekd
 ENV PATH=/opt/iekd/bin:$PATH PYTHONUNBUFFERED=1
@@ -78,7 +79,7 @@ RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
     /opt/iekd/bin/python -c 'import importlib.util, sys; importlib.util.find_spec("tensorrt") or sys.exit("JETPACK_BASE has no TensorRT for python3")' && \
     { [ -z "$TORCH_INDEX" ] || /opt/iekd/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision; } && \
     /opt/iekd/bin/pip install --no-cache-dir '/src[cpu]'
-RUN useradd --create-home --groups video iekd
+RUN useradd --create-home --uid 1000 --non-unique --groups video iekd
 USER iekd
 WORKDIR /home/iekd
 ENV PATH=/opt/iekd/bin:$PATH PYTHONUNBUFFERED=1

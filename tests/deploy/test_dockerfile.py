@@ -64,6 +64,15 @@ def test_images_run_as_a_user_and_know_their_health(stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu", "jetpack"])
+def test_the_user_is_the_one_that_the_comment_names(stage: str) -> None:
+    """uid 1000, which a base may have given away already: Ubuntu 24.04 has ``ubuntu``."""
+    (number,) = set(re.findall(r"writable by uid (\d+)", TEXT))
+    (adding,) = [line for line in _stages()[stage] if "useradd" in line]
+    assert f"--uid {number} " in adding
+    assert "--non-unique" in adding
+
+
+@pytest.mark.parametrize("stage", ["cpu", "gpu", "jetpack"])
 def test_pip_s_configuration_is_a_secret_and_its_cache_stays_out(stage: str) -> None:
     installing = [line for line in _stages()[stage] if "pip install" in line]
     assert installing
