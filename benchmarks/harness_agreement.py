@@ -10,7 +10,7 @@ the same clock read by our harness; our headline, the host's wall clock, also ho
 logits and the Python binding, and is printed beside it.  The figure is the median over the rounds of (our median - its
 median) / its median, with a bootstrap interval over the rounds; the mark is 2 %.  Rounds in which other processes or
 the hypervisor took more than a tenth of a core are printed but do not count, and without a quiet round there is no
-result.
+result.  Exit status: 0 within the mark, 1 beyond it or without a result.
 
     python benchmarks/harness_agreement.py [--model mobilenetv2_100] [--size 224] [--threads 1] [--rounds 9]
 """
@@ -152,7 +152,8 @@ def main() -> None:
     print(f"{machine.device}, {machine.cores} cores, OpenVINO {machine.packages.get('openvino')}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        report(compare(export(options.model, options.size, folder), options, folder))
+        difference = report(compare(export(options.model, options.size, folder), options, folder))
+    sys.exit(0 if abs(difference) <= MARK else 1)
 
 
 def compare(file: Path, options: argparse.Namespace, folder: Path) -> list[dict[str, float]]:
@@ -173,7 +174,8 @@ def compare(file: Path, options: argparse.Namespace, folder: Path) -> list[dict[
     return quiet
 
 
-def report(quiet: list[dict[str, float]]) -> None:
+def report(quiet: list[dict[str, float]]) -> float:
+    """Print the rounds together; returns the difference of the medians of compute, percent."""
     if not quiet:
         sys.exit("no quiet round: the machine was busy with other work throughout; run it again when it is not")
     print(f"{len(quiet)} quiet rounds; median [95 % over the rounds], and the single rounds' range:")
@@ -185,8 +187,10 @@ def report(quiet: list[dict[str, float]]) -> None:
         middles[name] = float(np.median(values))
         span = f"{values.min():+.2f} to {values.max():+.2f}"
         print(f"  {words:17} {middles[name]:+6.2f} % [{low:+.2f}, {high:+.2f}], {span}")
-    print(f"the mark is {MARK:g} %, of the medians of compute")
+    within = "kept" if abs(middles["median"]) <= MARK else "missed"
+    print(f"the mark is {MARK:g} %, of the medians of compute: {within}")
     print(f"RESULT difference_percent={middles['median']:.2f}")
+    return middles["median"]
 
 
 if __name__ == "__main__":
