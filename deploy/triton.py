@@ -1,7 +1,8 @@
 """A model repository for NVIDIA's Triton Inference Server, from an exported ONNX file and from its TensorRT plan.
 
 Layout and settings as Triton's user guide has them (Model Repository; Model Configuration).  Nothing here starts a
-server: what is written is checked against the ONNX file before it is moved into place.
+server: what is written is checked against the ONNX file, and the plan against the manifest beside it, before anything
+is moved into place.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iekd.deploy.device.engine_cache import Manifest, onnx_sha256
+from iekd.deploy.engine import domain_errors
 from iekd.deploy.export import read_metadata
 from iekd.errors import InputError
-from iekd.files import atomic_folder
+from iekd.files import atomic_folder, sha256_of
 
 LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
@@ -72,13 +75,14 @@ def write_repository(
         output: the repository; made where it is missing.
         name: letters, digits, ``_``, ``-`` and ``.``.
         onnx: a file that iekd-compress exported.  Names, shape and classes are read from it, also for ``plan``.
-        plan: an engine that was built from ``onnx`` on the server's own GPU and TensorRT version.
-        max_batch: the largest batch; a plan's optimisation profile must reach as far.
+        plan: an engine that was built from ``onnx`` on the server's own GPU and TensorRT version, its manifest beside.
+        max_batch: the largest batch; a plan's optimisation profile must reach from 1 as far.
         instances: copies that answer at once, for each device.
         dynamic_batching_us: how long a request may wait to be batched with others, in microseconds; None: never.
 
     Raises:
-        InputError: no ONNX file, bad numbers or name, or another interface under that name.
+        InputError: no ONNX file, bad numbers or name, another interface under that name, or a plan that Triton cannot
+            serve so: stripped of its weights, of other batches, of another file, or without its manifest.
     """
     if onnx is None:
         raise InputError(
@@ -98,6 +102,8 @@ def write_repository(
     for path in files.values():
         if not path.is_file():
             raise InputError(f"no file at {path}.", "Check the path.")
+    if plan is not None:
+        _check_plan(plan, onnx, max_batch)
     for form, path in files.items():
         model = f"{name}_{form}"
         config = config_text(
@@ -134,6 +140,27 @@ def read_interface(onnx: Path) -> Interface:
         preprocessing=metadata.preprocessing.to_json(),
         batch=dims[0].dim_value if dims[0].WhichOneof("value") == "dim_value" else None,
     )
+
+
+def _check_plan(plan: Path, onnx: Path, max_batch: int) -> None:
+    """Refuse what would fail, or answer for another network, only once the server runs."""
+    with domain_errors():
+        manifest = Manifest.read(plan)
+    options = manifest.identity.options
+    if sha256_of(plan) != manifest.engine_sha256:
+        raise InputError(f"{plan} is not the file that its manifest describes.", "Build it again.")
+    if manifest.identity.onnx_sha256 != onnx_sha256(onnx):
+        raise InputError(
+            f"{plan} was not built from {onnx} but from {manifest.onnx}.", "Give that file, or build again."
+        )
+    if options.get("strip_plan"):
+        raise InputError(f"{plan} holds no weights, and Triton cannot put them back.", "Build it without --strip.")
+    smallest, _, largest = options.get("batch") or (0, 0, 0)
+    if smallest > 1 or largest < max_batch:
+        raise InputError(
+            f"{plan} takes batches of {smallest} to {largest}; Triton would send it 1 to {max_batch}.",
+            f"Build it with --batch 1,{max_batch},{max_batch}, or choose another --max-batch.",
+        )
 
 
 def config_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -15,6 +16,7 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from onnx import TensorProto, helper
 
+from iekd.deploy.device.engine_cache import Identity, Machine, Manifest, onnx_sha256
 from iekd.deploy.triton import FORMS, config_text, read_interface, write_repository
 from iekd.errors import InputError
 from iekd.models.preprocessing import Preprocessing
@@ -118,11 +120,27 @@ def write_onnx(path: Path, *, classes: tuple[str, ...] = CLASSES, size: int = 16
     return path
 
 
+def describe_plan(plan: Path, onnx_file: Path, **options: Any) -> None:
+    """Put beside ``plan`` the manifest that a build from ``onnx_file`` leaves there."""
+    machine = Machine(tensorrt="10.16.1", gpu="a GPU", sm="8.9", driver="a driver")
+    content = plan.read_bytes()
+    Manifest(
+        identity=Identity(onnx_sha256(onnx_file), machine, {"batch": [1, 1, 8], "strip_plan": False, **options}),
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        engine_bytes=len(content),
+        onnx=str(onnx_file),
+        seconds=1.0,
+        built="2000-01-01T00:00:00Z",
+    ).write(plan)
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     plan = tmp_path / "built.engine"
     plan.write_bytes(b"not a plan: nothing reads it here")
-    return write_onnx(tmp_path / "student.onnx"), plan
+    onnx_file = write_onnx(tmp_path / "student.onnx")
+    describe_plan(plan, onnx_file)
+    return onnx_file, plan
 
 
 def test_layout_for_both_forms(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -215,6 +233,38 @@ def test_another_interface_under_the_same_name_is_refused(
     with pytest.raises(InputError, match="other classes or another input size"):
         write_repository(output, "student", write_onnx(tmp_path / "other.onnx", **other), None, max_batch=8)
     assert not (output / "student_onnx" / "2").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"strip_plan": True}, "holds no weights, and Triton cannot put them back"),
+        ({"batch": [1, 1, 4]}, "takes batches of 1 to 4; Triton would send it 1 to 8.*--batch 1,8,8"),
+        ({"batch": [2, 4, 8]}, "takes batches of 2 to 8; Triton would send it 1 to 8"),
+    ],
+)
+def test_a_plan_that_triton_cannot_serve_so_is_refused(
+    files: tuple[Path, Path], tmp_path: Path, options: dict[str, Any], words: str
+) -> None:
+    onnx_file, plan = files
+    describe_plan(plan, onnx_file, **options)
+    with pytest.raises(InputError, match=words):
+        write_repository(tmp_path / "repo", "student", onnx_file, plan, max_batch=8)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_a_plan_of_another_file_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
+    onnx_file, plan = files
+    other = write_onnx(tmp_path / "other.onnx", classes=("dög", "cat", "bird"))
+    with pytest.raises(InputError, match=r"was not built from .*other\.onnx but from .*student\.onnx"):
+        write_repository(tmp_path / "repo", "student", other, plan, max_batch=8)
+    plan.write_bytes(b"another plan under that name")
+    with pytest.raises(InputError, match="is not the file that its manifest describes"):
+        write_repository(tmp_path / "repo", "student", onnx_file, plan, max_batch=8)
+    plan.with_suffix(".json").unlink()
+    with pytest.raises(InputError, match="has no manifest"):
+        write_repository(tmp_path / "repo", "student", onnx_file, plan, max_batch=8)
+    assert not (tmp_path / "repo").exists()
 
 
 def test_bad_input_is_refused_before_anything_is_written(files: tuple[Path, Path], tmp_path: Path) -> None:
