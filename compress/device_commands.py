@@ -49,6 +49,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
     ) -> None:
         """Build a TensorRT engine for this machine's GPU, out of the cache where it holds one."""
         from iekd.compress.engines import build_engines, check_target
+        from iekd.deploy.device.inspector import describe, inspect_engine
         from iekd.deploy.engine import BuildSettings
 
         check_target(target)
@@ -80,6 +81,8 @@ def add_commands(app: typer.Typer, out: Console) -> None:
             if choice.median_ms is not None:
                 out.print(f"  {choice.precision:5} {choice.accuracy:.2%} at {choice.median_ms:.3f} ms", highlight=False)
         best = choices[0].engine
+        layers = describe(inspect_engine(best.path), dla=dla is not None)
+        out.print(f"  {layers}", highlight=False, markup=False, soft_wrap=True)
         path = best.path if output is None else best.copy_to(output)
         out.print(f"[green]✓[/] {path}  {choices[0].precision}, layers in {best.layers}",
                   highlight=False, soft_wrap=True)  # fmt: skip

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .inspector import describe, inspect_engine
 from .manifest import sha256_of
 from .measure import Session
 from .onnx_session import OnnxSession
@@ -63,10 +64,12 @@ def open_session(
     start = time.perf_counter()
     plan = build_engine(onnx, BuildSettings(), cache, progress=_Tenths(f"{onnx.stem}: building", say))
     seconds = time.perf_counter() - start
-    engine = {
+    engine: dict[str, Any] = {
         "file": plan.name,
         "sha256": sha256_of(plan),
         "bytes": plan.stat().st_size,
         "seconds": round(seconds, 3),
+        "layers": inspect_engine(plan),
     }
+    say(f"{onnx.stem}: {describe(engine['layers'])}")
     return EngineSession(plan, cuda_graph=True), engine

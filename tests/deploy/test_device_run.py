@@ -297,6 +297,10 @@ def test_the_tensorrt_path_keeps_to_the_agreed_interface(
             progress(step / 100, "a phase")
         plan = cache / f"{onnx.stem}.plan"
         plan.write_bytes(onnx.read_bytes())
+        if onnx.stem == "fp16":  # the other engine's layers are missing, which must not keep it from running
+            plan.with_suffix(".layers.json").write_text(
+                '{"Layers": [{"Name": "conv", "LayerType": "DLA"}, "Reformat"]}'
+            )
         return plan
 
     class EngineSession(OnnxSession):
@@ -322,8 +326,13 @@ def test_the_tensorrt_path_keeps_to_the_agreed_interface(
     assert calls == ["build fp16", "open fp16", "build fp32", "open fp32", "close", "close"]
     result = result_of(folder)
     assert result["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
-    assert capsys.readouterr().out.count("fp16: building ") == 10
-    assert result["models"][0]["engine"]["bytes"] == (folder / "engines" / "fp16.plan").stat().st_size
+    told = capsys.readouterr().out
+    assert told.count("fp16: building ") == 10
+    assert "fp16: 2 layers" in told
+    engines = {model["precision"]: model["engine"] for model in result["models"]}
+    assert engines["fp16"]["bytes"] == (folder / "engines" / "fp16.plan").stat().st_size
+    assert engines["fp16"]["layers"]["devices"] == {"DLA": 1}
+    assert "fp32.layers.json cannot be read" in engines["fp32"]["layers"]["error"]
 
 
 def test_the_launcher_without_numpy(tmp_path: Path, models: dict[str, Path]) -> None:
