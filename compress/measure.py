@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.shared import shared_file
@@ -19,6 +21,7 @@ from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.benchmark import LatencyRun, measure_latency
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
+from iekd.deploy.graph_checks import require_tensorrt_operators
 from iekd.deploy.results import Accuracy, Interval
 from iekd.deploy.statistics import ratio_of_accuracies
 from iekd.deploy.verify import compare, verify
@@ -41,7 +44,8 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
         given: what the user named as teacher and student; networks given as objects are needed to read them back.
 
     Raises:
-        VerificationError: a file does not compute what its network computes.
+        VerificationError: a file does not compute what its network computes, or the student's holds an operator that
+            TensorRT does not read where the target builds an engine of it.
     """
     images = job.some_images(job.data.val, VERIFY_IMAGES)
     job.observer.stage_started("export", len(ROLES))
@@ -49,7 +53,8 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     for number, role in enumerate(ROLES):
         place = job.folder / ("pruned" if role == "student" and job.config.prune else role)
         source = place, given[role] if not isinstance(given[role], str) else None
-        make = functools.partial(_export, job.config, source, images)
+        for_engine = role == "student" and TARGETS[job.config.target].builds_engines
+        make = functools.partial(_export, job.config, source, images, for_engine)
         path = job.folder / f"{role}.onnx"
         found[role] = shared_file(job, path, make) if role == "teacher" else make(path)
         job.observer.stage_advanced("export", number + 1, f"{path.name} {path.stat().st_size / 1e6:.1f} MB")
@@ -57,12 +62,14 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     return {**found, "note": f"both files agree with PyTorch on {worst:.1%} of {len(images)} images"}
 
 
-def _export(config: RunConfig, source: tuple[Path, Any], images: Array, path: Path) -> dict[str, Any]:
+def _export(config: RunConfig, source: tuple[Path, Any], images: Array, for_engine: bool, path: Path) -> dict[str, Any]:
     """Write and verify one file; ``source`` is an artefact, and the network that it describes if it was an object."""
     artefact = load_artefact(*source)
     network = artefact.network.cpu().eval()
     name = artefact.architecture.name
     export_onnx(network, path, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
+    if for_engine:
+        require_tensorrt_operators(onnx.load(str(path)))
     session = open_session(config, path)
     reference = TorchSession(network, session.input_shape)
     facts = {

@@ -29,6 +29,11 @@ class Target:
     round_to: int = 8
     on_board: bool = False
 
+    @property
+    def builds_engines(self) -> bool:
+        """Does TensorRT build an engine of the student's files, here or on the board?"""
+        return self.on_board or self.backend == "tensorrt"
+
 
 _TENSORRT = {"fp16": "fp16", "bf16": "bf16", "int8": "int8-tensorrt", "fp8": "fp8-tensorrt"}
 _ORIN = {"fp16": "fp16", "bf16": "bf16", "int8": "int8-tensorrt"}

@@ -148,6 +148,15 @@ def operator_problems(model: onnx.ModelProto) -> list[str]:
     ]
 
 
+def require_tensorrt_operators(model: onnx.ModelProto) -> None:
+    """Raise VerificationError, naming the first three nodes, unless TensorRT's parser reads every operator."""
+    if problems := operator_problems(model):
+        raise VerificationError(
+            f"TensorRT would not read the file: {_first_three(problems)}.",
+            "Choose another student, or a target that runs no engine, such as cpu.",
+        )
+
+
 def quantization_problems(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> list[str]:
     """One sentence for each place where a Q/DQ graph is not what TensorRT wants.
 
@@ -192,11 +201,14 @@ def require_tensorrt_graph(model: onnx.ModelProto, kept_float: Collection[str] =
     problems = operator_problems(model)
     problems += quantization_problems(model, kept_float) if is_quantized(model) else cast_problems(model, kept_float)
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise VerificationError(
-            f"the graph is not one for TensorRT: {'; '.join(problems[:3])}{more}.",
+            f"the graph is not one for TensorRT: {_first_three(problems)}.",
             "Keep these layers in float, or choose another precision.",
         )
+
+
+def _first_three(problems: list[str]) -> str:
+    return "; ".join(problems[:3]) + (f" and {len(problems) - 3} more" if len(problems) > 3 else "")
 
 
 def _pair_problems(graph: Graph, node: NodeProto) -> list[str]:

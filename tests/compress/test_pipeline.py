@@ -23,6 +23,7 @@ from iekd.compress.data import wrap_datasets
 from iekd.compress.objectives.base import Objective
 from iekd.deploy.export import read_metadata
 from iekd.deploy.report import read_report
+from iekd.errors import VerificationError
 from iekd.models.checkpoint import load_artefact
 
 
@@ -137,6 +138,25 @@ def test_networks_and_data_sets_of_ones_own(tmp_path: Path) -> None:
     )  # fmt: skip
     assert report.dataset.classes == ["dark", "light"]
     assert report.student.parameters < report.teacher.parameters
+
+
+class Bitwise(Residual):
+    """With an operator that ONNX Runtime has and TensorRT has not."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, classes)."""
+        return super().forward(images) + ((8 * images[:, :1, 0, 0]).int() & 1).float()
+
+
+def test_an_operator_that_tensorrt_lacks_ends_a_run_for_an_engine(tmp_path: Path) -> None:
+    """Of the float32 student, which is built on the board; the teacher never gets there."""
+    given = {key: value for key, value in settings(epochs=1).items() if key not in ("teacher", "student")}
+    given |= {"target": "jetson-orin", "precision": "fp32"}
+    with pytest.raises(VerificationError, match=r"BitwiseAnd \(node .*\) is not on NVIDIA's list"):
+        iekd.run(Residual(10, 16), Bitwise(10, 8), "digits", **given, out=str(tmp_path / "refused"))
+    assert not (tmp_path / "refused" / "student.bundle.zip").exists()
+    iekd.run(Bitwise(10, 16), Residual(10, 8), "digits", **given, out=str(tmp_path / "bundled"))
+    assert (tmp_path / "bundled" / "student.bundle.zip").is_file()
 
 
 def test_networks_by_function_and_artefacts(
