@@ -106,6 +106,9 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         output: Annotated[Path, typer.Option("--output", "-o", help="Folder for what comes back.")] = Path("board"),
         backend: Annotated[str, typer.Option(help="tensorrt or onnxruntime, on the board.")] = "tensorrt",
         seconds: Annotated[float, typer.Option(min=0.1, help="Measured seconds for each model.")] = 10.0,
+        threads: Annotated[int | None, typer.Option(min=1, help="Of ONNX Runtime on the board.")] = None,
+        energy: Annotated[bool, typer.Option(help="Measure power, in a pass of its own.")] = True,
+        folder: Annotated[str, typer.Option(help="On the board, in the user's home or absolute.")] = "iekd-bundles",
         port: Annotated[int | None, typer.Option(help="Of the board's ssh.")] = None,
         identity: Annotated[Path | None, typer.Option(help="Private key.")] = None,
         option: Annotated[list[str] | None, typer.Option(help="Of ssh, such as ProxyJump=gate; repeatable.")] = None,
@@ -116,7 +119,9 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         from iekd.deploy.device_results import read_device_result
         from iekd.deploy.remote import deploy as run_there
 
-        arguments = ("--backend", backend, "--seconds", f"{seconds:g}")
+        arguments = ["--backend", backend, "--seconds", f"{seconds:g}"]
+        arguments += [] if threads is None else ["--threads", str(threads)]
+        arguments += [] if energy else ["--no-energy"]
         result = run_there(
             host,
             bundle,
@@ -126,6 +131,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
             options=tuple(option or ()),
             python=python,
             arguments=arguments,
+            folder=folder,
             say=lambda line: out.print(line, highlight=False, markup=False, soft_wrap=True),
         )
         out.print(f"[green]✓[/] {result}  iekd-compress report RUN --add {result} shows it beside the host's.",

@@ -106,10 +106,10 @@ def deploy(
     board = Board(host, port, identity, tuple(options), python)
     if not re.fullmatch(r"[A-Za-z0-9_./-]+", folder) or folder.startswith("-"):
         raise InputError(
-            f"'{folder}' cannot be the folder on the board.", "Use letters, digits, '.', '_', '-' and '/'."
+            f"'{folder}' cannot be the folder on the board.", "Give --folder letters, digits, '.', '_', '-' and '/'."
         )
     if any(argument.startswith("--output") for argument in arguments):
-        raise InputError("run.py's --output cannot be given here.", "Choose the folder on the board by `folder`.")
+        raise InputError("run.py's --output cannot be given here.", "Choose the folder on the board by --folder.")
     say = say or _print
     digest, unpacked, manifest = _examine(bundle)
     _copy(board, bundle, folder, digest, unpacked, say)
@@ -224,7 +224,7 @@ def _agent_error(board: Board, kind: str, detail: str) -> IekdError:
     message, hint = {
         "disk": ("has no space left", "Free some space there and start the same command again: the copy goes on."),
         "busy": ("is being copied to by another", "Wait for it, and start the same command again."),
-        "denied": ("cannot be written to", "Give another folder, or look at its permissions."),
+        "denied": ("cannot be written to", "Give another one by --folder, or look at its permissions."),
         "damaged": ("did not get the whole bundle", "Start the same command again: the copy goes on."),
     }[kind]
     return EnvironmentMissingError(f"{board.host} {message} ({detail}).", hint)

@@ -16,6 +16,7 @@ import loopback
 import numpy as np
 import pytest
 from bundle_samples import sample_bundle, sample_images, sample_models
+from small import command
 
 from iekd.deploy import remote, remote_agent
 from iekd.deploy.bundle import write_bundle
@@ -117,6 +118,36 @@ def test_a_missed_limit_is_a_result(tmp_path: Path, models: dict[str, Path], rea
     result, lines = deployed(bundle, reach)
     assert result["verdict"]["kept"] is False
     assert any(line.startswith("MISSED") for line in lines)
+
+
+@pytest.mark.parametrize(("least", "code", "word"), [(0.9, 0, "KEPT"), (0.99, 1, "MISSED")])
+def test_the_command(
+    tmp_path: Path, models: dict[str, Path], reach: dict[str, Any], least: float, code: int, word: str
+) -> None:
+    bundle = sample_bundle(tmp_path, models, min_accuracy=least)
+    connection = ("--port", str(reach["port"]), "--identity", str(reach["identity"]), "--python", reach["python"])
+    options = (argument for option in reach["options"] for argument in ("--option", option))
+    there, here = reach["folder"], reach["output"]
+    given = (*QUICK[:2], "--seconds", "0.1", "--threads", "1", "--no-energy", "--folder", there, "-o", str(here))
+    found = command("deploy", reach["host"], str(bundle), *connection, *options, *given, cwd=tmp_path)
+    assert found.returncode == code, found.stdout + found.stderr
+    assert f"bytes to {reach['host']}:{there}" in found.stdout
+    assert f"\n{word}  " in found.stdout
+    assert f"iekd-compress report RUN --add {here / 'result.json'}" in found.stdout
+    result = json.loads((here / "result.json").read_text())
+    assert result["settings"] == {"seconds": 0.1, "images": 40, "threads": 1}
+    assert not any("energy" in note for note in result["notes"]), "--no-energy did not reach the board"
+    assert any(Path(there).glob("*.bundle.zip"))
+
+
+def test_hints_name_options_of_the_command(bundle: Path, reach: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "--folder" in failed(bundle, reach, InputError, folder="a b")
+    assert "--folder" in failed(bundle, reach, InputError, arguments=("--output=x",))
+    assert "--folder" in failed(bundle, reach, EnvironmentMissingError, folder=str(tmp_path / "file" / "there"))
+    words = command("deploy", "--help").stdout
+    for option in ("--folder", "--python", "--identity", "--threads", "--no-energy"):
+        assert option in words
 
 
 def test_an_interrupted_copy_goes_on(
