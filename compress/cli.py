@@ -204,6 +204,7 @@ def predict(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     add: Annotated[Path | None, typer.Option(help="A board's result.json, to stand beside the host's.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --add: keep it under this name, not the board's.")] = None,
     debug: Debug = False,
 ) -> None:
     """Draw report.html again from a run's report.json, with what a board measured."""
@@ -212,7 +213,9 @@ def report(
     if add is not None:
         from iekd.deploy.device_rows import add_device_result
 
-        add_device_result(run, add)
+        out.print(f"[green]✓[/] {add_device_result(run, add, name=name)}", highlight=False, soft_wrap=True)
+    elif name is not None:
+        raise InputError("--name names the result of a board.", "Give that result too: --add result.json.")
 
     found = read_report(run / "report.json" if run.is_dir() else run)
     out.print(

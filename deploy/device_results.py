@@ -77,6 +77,7 @@ class Energy(Record):
     source: str
     rails: list[str]
     celsius: dict[str, float] = Field(description="highest, by zone")
+    hertz: dict[str, list[int]] = Field(default={}, description="lowest and highest clock, by unit")
     throttled: list[str]
 
 
@@ -136,6 +137,7 @@ class DeviceRow:
     p99: Interval
     power_mode: str
     clocks: str
+    """Locked, floating or unknown, and where known the clocks when the run began."""
     celsius: float | None
     """The hottest zone that was seen."""
     energy: Energy | None
@@ -199,9 +201,19 @@ def _row(result: DeviceResult, model: DeviceModel) -> DeviceRow:
         median=model.latency.median,
         p99=model.latency.p99,
         power_mode=result.board.power_mode or "",
-        clocks=result.board.clocks.state,
+        clocks=_clocks(result.board.clocks),
         celsius=max((value for zones in heat for value in zones.values()), default=None),
         energy=model.energy,
         host_median_ms=host.get("median_ms"),
         host_accuracy=host.get("accuracy"),
     )
+
+
+def _clocks(clocks: Clocks) -> str:
+    """``locked (CPU 2202 MHz, GPU 1300 MHz)``: of the cores the fastest, else what a network needs."""
+    highest: dict[str, int] = {}
+    for unit, hertz in clocks.hertz.items():
+        name = "CPU" if unit.startswith("cpu") else unit
+        highest[name] = max(hertz["current"], highest.get(name, 0))
+    told = ", ".join(f"{name} {highest[name] / 1e6:.0f} MHz" for name in ("CPU", "GPU", "EMC") if name in highest)
+    return f"{clocks.state} ({told})" if told else clocks.state

@@ -9,7 +9,7 @@ from iekd.deploy.device_results import FOLDER, DeviceResult, read_device_result
 from iekd.deploy.report import read_report, write_report
 from iekd.deploy.results import Report
 from iekd.errors import InputError
-from iekd.files import write_text
+from iekd.files import sha256_of, write_text
 
 
 def add_device_result(run: Path, result: Path, *, name: str | None = None) -> Path:
@@ -18,7 +18,7 @@ def add_device_result(run: Path, result: Path, *, name: str | None = None) -> Pa
     Args:
         run: folder of the run that the bundle was made from.
         result: as ``run.py`` wrote it on the board.
-        name: of the board, where two have the same name; a result of that name is replaced.
+        name: of the board; None: its own, with its power mode and what ran there.  A result of that name is replaced.
 
     Returns:
         The copy, ``RUN/devices/NAME.json``.
@@ -27,20 +27,22 @@ def add_device_result(run: Path, result: Path, *, name: str | None = None) -> Pa
         InputError: the result is unfinished or damaged, or of another student than the run's; or there is no report.
     """
     report, found = read_report(run / "report.json"), read_device_result(result)
-    _check_student(report, found, result)
-    label = name or f"{found.board.name}-{found.runtime.name}"
+    _check_student(run, report, found, result)
+    label = name or "-".join(filter(None, (found.board.name, found.board.power_mode, found.runtime.name)))
     copy = run / FOLDER / f"{_slug(label)}.json"
     write_text(copy, found.model_dump_json(indent=2) + "\n")
     write_report(report, run)
     return copy
 
 
-def _check_student(report: Report, found: DeviceResult, path: Path) -> None:
-    student = report.student
-    known = any(model.sha256 == student.sha256 for model in found.models)
-    if not known and found.bundle.name != student.name:
+def _check_student(run: Path, report: Report, found: DeviceResult, path: Path) -> None:
+    """A name is not enough: two students of one architecture bear it, with other weights each."""
+    files = {model.sha256 for model in (report.student, *report.variants)}
+    files |= {sha256_of(file) for file in run.glob("variants/*.onnx")}  # those for a board are not in the host's report
+    if not any(model.sha256 in files for model in found.models):
         raise InputError(
-            f"{path} is of {found.bundle.name}; the run's student is {student.name}.",
+            f"{path} is of {found.bundle.name}, whose files are none of this run's: its student is "
+            f"{report.student.name}, SHA-256 {report.student.sha256[:12]}.",
             "Give the run that the bundle was made from.",
         )
 

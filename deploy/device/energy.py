@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,12 @@ import numpy as np
 
 from . import sensors
 from .measure import Array, Session
-from .tegrastats import parse_tegrastats, total_rails
+from .tegrastats import Reading, parse_tegrastats, total_rails
 
 INTERVAL_SECONDS = 0.05
 MIN_SAMPLES = 5
 FIRST_LINE_SECONDS = 5.0
 """How long to wait for tegrastats to say something."""
-
-Rails = Mapping[str, int]
-"""Milliwatts by rail."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +35,8 @@ class Source:
     name: str
     rails: tuple[str, ...]
     """Added up for the whole."""
-    read: Callable[[], Rails | None]
-    """The newest milliwatts by rail, or None where nothing new has come."""
+    read: Callable[[], Reading | None]
+    """The newest reading, or None where nothing new has come."""
     interval: float
 
 
@@ -48,7 +45,7 @@ def open_source() -> Iterator[Source | str]:
     """Yield the board's power source, or in words why there is none; what it starts, it ends."""
     rails = sensors.ina_rails()
     if whole := total_rails(set(rails)):
-        yield Source("INA power monitors", whole, sensors.ina_rails, INTERVAL_SECONDS)
+        yield Source("INA power monitors", whole, lambda: Reading(sensors.ina_rails()), INTERVAL_SECONDS)
         return
     if shutil.which("tegrastats") is None:
         known = (
@@ -60,22 +57,22 @@ def open_source() -> Iterator[Source | str]:
         deadline = time.monotonic() + FIRST_LINE_SECONDS
         while (first := newest()) is None and time.monotonic() < deadline:
             time.sleep(INTERVAL_SECONDS)
-        whole = total_rails(set(first or {}))
+        whole = total_rails(set(first.rails_mw if first else ()))
         yield Source("tegrastats", whole, newest, 2 * INTERVAL_SECONDS) if whole else "tegrastats shows no power rails"
 
 
 @contextlib.contextmanager
-def _tegrastats() -> Iterator[Callable[[], Rails | None]]:
-    """Run tegrastats; the yielded function gives each line's rails once."""
+def _tegrastats() -> Iterator[Callable[[], Reading | None]]:
+    """Run tegrastats; the yielded function gives each line with rails once."""
     command = ["tegrastats", "--interval", str(int(2000 * INTERVAL_SECONDS))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, errors="replace")
-    newest: list[Rails] = []
+    newest: list[Reading] = []
 
     def follow() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            if rails := parse_tegrastats(line).rails_mw:
-                newest[:] = [rails]
+            if (reading := parse_tegrastats(line)).rails_mw:
+                newest[:] = [reading]
 
     reader = threading.Thread(target=follow, daemon=True)
     reader.start()
@@ -95,6 +92,7 @@ class Sampler:
     Attributes:
         watts: the whole, a sample each.
         celsius: the highest temperature seen, by zone.
+        hertz: the lowest and the highest clock seen, by unit.
         throttled: every throttle alert that was on at some sample.
     """
 
@@ -104,6 +102,7 @@ class Sampler:
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self.watts: list[float] = []
         self.celsius: dict[str, float] = {}
+        self.hertz: dict[str, list[int]] = {}
         self.throttled: set[str] = set()
 
     def __enter__(self) -> Sampler:
@@ -116,11 +115,14 @@ class Sampler:
 
     def _sample(self) -> None:
         while not self._stop.wait(self._source.interval):
-            rails = self._source.read()
-            if rails is not None and set(self._source.rails) <= set(rails):
-                self.watts.append(sum(rails[name] for name in self._source.rails) / 1000)
-            for zone, value in sensors.temperatures().items():
+            reading = self._source.read() or Reading()
+            if set(self._source.rails) <= set(reading.rails_mw):
+                self.watts.append(sum(reading.rails_mw[name] for name in self._source.rails) / 1000)
+            for zone, value in (sensors.temperatures() or reading.celsius).items():
                 self.celsius[zone] = max(value, self.celsius.get(zone, value))
+            for unit, clock in {**reading.hertz, **sensors.current_hertz()}.items():
+                low, high = self.hertz.get(unit, (clock, clock))
+                self.hertz[unit] = [min(clock, low), max(clock, high)]
             self.throttled.update(sensors.throttling())
 
 
@@ -137,7 +139,7 @@ def measure_energy(
     """Run ``session`` back to back for ``seconds`` at batch 1 and divide the energy by the calls.
 
     Returns:
-        watts, joules an inference of the whole and above rest, samples, temperature; None for too few samples.
+        watts, joules an inference of the whole and above rest, samples, temperatures, clocks; None for too few samples.
     """
     feeds = [np.ascontiguousarray(images[at : at + 1]) for at in range(len(images))]
     calls, start = 0, time.perf_counter()
@@ -159,5 +161,6 @@ def measure_energy(
         "source": source.name,
         "rails": list(source.rails),
         "celsius": sampler.celsius,
+        "hertz": sampler.hertz,
         "throttled": sorted(sampler.throttled),
     }

@@ -91,17 +91,32 @@ def clocks() -> dict[str, Any]:
 
 
 def _kernel_clocks() -> dict[str, dict[str, int]]:
-    """From cpufreq (kilohertz) and devfreq (hertz), whose GPUs are named 17000000.gpu, 17000000.ga10b or gpu-gpc-0."""
     found = {}
-    for folder in sorted((SYS / "devices/system/cpu").glob("cpu[0-9]*/cpufreq")):
-        values = [_number(folder / f"scaling_{kind}_freq") for kind in ("min", "max", "cur")]
+    for name, folder, pattern, unit in _clock_files():
+        values = [_number(folder / pattern.format(kind)) for kind in ("min", "max", "cur")]
         if None not in values:
-            found[folder.parent.name] = _unit([1000 * (value or 0) for value in values])
-    for folder in sorted((SYS / "class/devfreq").glob("*")):
-        values = [_number(folder / f"{kind}_freq") for kind in ("min", "max", "cur")]
-        if None not in values and re.search(r"gpu|\.ga10b|\.gv11b", folder.name):
-            found["GPU" if "GPU" not in found else folder.name] = _unit([value or 0 for value in values])
+            found[name] = _unit([unit * (value or 0) for value in values])
     return found
+
+
+def _clock_files() -> list[tuple[str, Path, str, int]]:
+    """Name, folder, form of the files' names and unit in hertz of each clock that the kernel tells to everyone.
+
+    cpufreq has kilohertz, devfreq hertz; the GPUs there are named 17000000.gpu, 17000000.ga10b or gpu-gpc-0.
+    """
+    cores = sorted((SYS / "devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
+    devices = sorted((SYS / "class/devfreq").glob("*"))
+    gpus = [folder for folder in devices if re.search(r"gpu|\.ga10b|\.gv11b", folder.name)]
+    return [
+        *((folder.parent.name, folder, "scaling_{}_freq", 1000) for folder in cores),
+        *((folder.name if number else "GPU", folder, "{}_freq", 1) for number, folder in enumerate(gpus)),
+    ]
+
+
+def current_hertz() -> dict[str, int]:
+    """The clocks of now by unit, from the kernel's files alone: cheap enough to be read during a measurement."""
+    found = ((name, unit, _number(folder / pattern.format("cur"))) for name, folder, pattern, unit in _clock_files())
+    return {name: unit * value for name, unit, value in found if value is not None}
 
 
 def _unit(values: list[int]) -> dict[str, int]:

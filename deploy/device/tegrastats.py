@@ -44,6 +44,12 @@ class Reading:
     cpu_mhz: tuple[int, ...] = ()
     """Of the cores that are on."""
 
+    @property
+    def hertz(self) -> dict[str, int]:
+        """Clocks by unit, named as ``jetson_clocks`` does; not the cores', whose numbers the line leaves open."""
+        megahertz = {"GPU": self.gpu_mhz, "EMC": self.memory_mhz}
+        return {unit: value * 1_000_000 for unit, value in megahertz.items() if value}
+
 
 def parse_tegrastats(line: str) -> Reading:
     """What ``line`` says; never raises, whatever the line is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from iekd.deploy.device import run as board
 from iekd.deploy.device_results import DeviceResult, device_rows, read_device_result, read_devices
 from iekd.deploy.device_rows import add_device_result
 from iekd.deploy.report import render, write_report
+from iekd.deploy.results import Report
 from iekd.errors import InputError
 
 ENERGY = {
@@ -44,10 +46,17 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return value
 
 
+def report_of(measured: dict[str, Any]) -> Report:
+    """The report of the run that the bundle was made from."""
+    report = sample_report(names=("big", "brightness"))
+    fp32 = next(model["sha256"] for model in measured["models"] if model["precision"] == "fp32")
+    return report.model_copy(update={"student": report.student.model_copy(update={"sha256": fp32})})
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, measured: dict[str, Any]) -> Path:
     """A finished run, of which only the report matters here."""
-    write_report(sample_report(names=("big", "brightness")), tmp_path / "run")
+    write_report(report_of(measured), tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -60,7 +69,13 @@ def on_a_jetson(measured: dict[str, Any]) -> dict[str, Any]:
     """The result as a Jetson would have written it; figures made up."""
     value: dict[str, Any] = json.loads(json.dumps(measured))
     value["board"] |= {"name": "Jetson <Orin> & co", "power_mode": "MAXN", "l4t": "36.4.3"}
-    value["board"]["clocks"] = {"state": "locked", "hertz": {"GPU": {"min": 1, "max": 1, "current": 1}}}
+    value["board"]["clocks"] = {
+        "state": "locked",
+        "hertz": {
+            unit: {"min": current, "max": current, "current": current}
+            for unit, current in (("cpu0", 729_600_000), ("cpu1", 2_201_600_000), ("GPU", 1_300_500_000))
+        },
+    }
     value["models"][0]["energy"] = ENERGY
     value["celsius"] = {"before": {"tj": 45.0}, "after": {"tj": 50.0}}
     value["failed"] = {"fp8": "needs SM 8.9"}
@@ -82,7 +97,11 @@ def test_rows(tmp_path: Path, measured: dict[str, Any]) -> None:
     assert not rows[1].wins
     assert rows[0].median.value <= rows[1].median.value
     with_energy = next(row for row in rows if row.energy)
-    assert (with_energy.power_mode, with_energy.clocks, with_energy.celsius) == ("MAXN", "locked", 61.5)
+    assert (with_energy.power_mode, with_energy.celsius) == ("MAXN", 61.5)
+    assert with_energy.clocks == "locked (CPU 2202 MHz, GPU 1300 MHz)"
+    value = on_a_jetson(measured)
+    value["board"]["clocks"] = {"state": "unknown", "hertz": {}}
+    assert device_rows([DeviceResult.model_validate(value)])[0].clocks == "unknown"
     other = next(row for row in rows if not row.energy)
     assert other.celsius == 50.0
     fp32 = next(row for row in rows if row.precision == "fp32")
@@ -93,14 +112,14 @@ def test_a_result_is_added_to_the_report(run: Path, tmp_path: Path, measured: di
     plain = (run / "report.html").read_text()
     assert 'id="device"' not in plain
     path = add_device_result(run, written(tmp_path / "result.json", on_a_jetson(measured)))
-    assert path == run / "devices" / "jetson-orin-co-onnxruntime.json"
+    assert path == run / "devices" / "jetson-orin-co-maxn-onnxruntime.json"
     assert len(read_devices(run)) == 1
     page = (run / "report.html").read_text()
     section = page[page.index('<section id="device">') :].split("</section>")[0]
     for words in (
         "On the device",
         "Jetson &lt;Orin&gt; &amp; co",
-        "power mode MAXN, clocks locked",
+        "power mode MAXN, clocks locked (CPU 2202 MHz, GPU 1300 MHz)",
         "15.75 mJ",
         "12.5 W, at rest 7.2 W",
         "95.00%",
@@ -113,7 +132,7 @@ def test_a_result_is_added_to_the_report(run: Path, tmp_path: Path, measured: di
     before, rest = page.split('<section id="device">')
     assert (before + rest.split("</section>", 1)[1]).split() == plain.split(), "nothing else changes"
 
-    write_report(sample_report(names=("big", "brightness")), run)
+    write_report(report_of(measured), run)
     assert 'id="device"' in (run / "report.html").read_text(), "a report written anew keeps the boards"
 
 
@@ -130,11 +149,34 @@ def test_the_same_board_again_is_replaced_and_another_is_not(
         add_device_result(run, path, name="../..")
 
 
-def test_the_result_of_another_student_is_refused(tmp_path: Path, measured: dict[str, Any]) -> None:
-    write_report(sample_report(names=("big", "other")), tmp_path / "run")
-    with pytest.raises(InputError, match="is of brightness; the run's student is other"):
+def test_the_same_board_in_another_power_mode_is_another(run: Path, tmp_path: Path, measured: dict[str, Any]) -> None:
+    value = on_a_jetson(measured)
+    for mode in ("MAXN", "15W", "15W"):
+        value["board"]["power_mode"] = mode
+        add_device_result(run, written(tmp_path / "result.json", value))
+    assert {result.board.power_mode for result in read_devices(run)} == {"MAXN", "15W"}
+    assert len(read_devices(run)) == 2
+
+
+@pytest.mark.parametrize("name", ["other", "brightness"])
+def test_the_result_of_another_student_is_refused(tmp_path: Path, measured: dict[str, Any], name: str) -> None:
+    """Of another name, and of the same one with other weights."""
+    write_report(sample_report(names=("big", name)), tmp_path / "run")
+    words = f"is of brightness, whose files are none of this run's: its student is {name}, SHA-256 000000000000"
+    with pytest.raises(InputError, match=words):
         add_device_result(tmp_path / "run", written(tmp_path / "result.json", measured))
     assert not (tmp_path / "run" / "devices").exists()
+
+
+def test_a_precision_that_only_the_board_runs_is_the_run_s(tmp_path: Path, measured: dict[str, Any]) -> None:
+    """The float32 file did not run there, and the host's report knows no other."""
+    run = tmp_path / "run"
+    write_report(sample_report(names=("big", "brightness")), run)
+    (run / "variants").mkdir()
+    (run / "variants" / "student-fp16.onnx").write_bytes(b"cast")
+    digest = hashlib.sha256(b"cast").hexdigest()
+    value = {**measured, "models": [{**measured["models"][0], "sha256": digest}]}
+    assert add_device_result(run, written(tmp_path / "result.json", value)).is_file()
 
 
 @pytest.mark.parametrize(

@@ -343,8 +343,30 @@ class Sleeper:
 IMAGES = np.zeros((3, 1, 1, 1), np.float32)
 
 
+def test_the_clocks_during_the_measurement(board: Path) -> None:
+    """The kernel's change while it is measured; the memory's is what tegrastats alone tells."""
+    gpu = {"min_freq": "306000000", "max_freq": "1300500000", "cur_freq": "306000000"}
+    lay(board, {f"SYS/class/devfreq/17000000.gpu/{name}": value for name, value in gpu.items()})
+
+    def read() -> Reading:
+        lay(board, {"SYS/class/devfreq/17000000.gpu/cur_freq": "1300500000"} if sampler.watts else {})
+        return parse_tegrastats(AGX_ORIN_R39)
+
+    sampler = energy.Sampler(energy.Source("a sensor", ("VDD_GPU_SOC",), read, 0.01))
+    with sampler:
+        time.sleep(0.3)
+    assert sampler.hertz == {"GPU": [306_000_000, 1_300_500_000], "EMC": [3_199_000_000] * 2}
+    assert sampler.celsius["cpu"] == 52.968
+
+
 def test_energy_from_the_monitors(board: Path) -> None:
-    lay(board, INA)
+    lay(
+        board,
+        {**INA, "SYS/class/thermal/thermal_zone0/type": "tj-thermal", "SYS/class/thermal/thermal_zone0/temp": "61500"},
+    )
+    lay(
+        board, {f"SYS/devices/system/cpu/cpu0/cpufreq/scaling_{kind}_freq": "2201600" for kind in ("min", "max", "cur")}
+    )
     session = Sleeper()
     with energy.open_source() as source:
         assert isinstance(source, energy.Source)
@@ -355,6 +377,7 @@ def test_energy_from_the_monitors(board: Path) -> None:
     assert found["calls"] == session.calls
     assert found["joules_per_inference"] == pytest.approx(22.7 * found["seconds"] / session.calls)
     assert found["joules_above_rest"] == pytest.approx(2.7 * found["seconds"] / session.calls)
+    assert (found["celsius"], found["hertz"]) == ({"tj": 61.5}, {"cpu0": [2_201_600_000] * 2})
 
 
 def test_energy_from_tegrastats(board: Path) -> None:
