@@ -21,7 +21,7 @@ from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publisha
 from iekd.deploy.results import Latency
 from iekd.deploy.throughput import measure_throughput
 from iekd.errors import InputError
-from iekd.files import write_json
+from iekd.files import sha256_of, write_json
 from iekd.models.preprocessing import Preprocessing
 
 LATENCY_IMAGES = 64
@@ -89,6 +89,8 @@ def bench_files(
             "models": {
                 name: {
                     "file": str(path),
+                    "sha256": sha256_of(path),
+                    "input_shape": list(sessions[name].input_shape),
                     "accuracy": accuracy[name].model_dump(),
                     "latency": run.latency[name].model_dump(),
                     "backend": sessions[name].describe(),

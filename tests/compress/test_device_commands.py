@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -44,6 +45,9 @@ def test_a_run_travels_as_a_bundle_and_comes_back_into_its_report(own_run: Path,
     added = command("report", str(own_run), "--add", str(result), cwd=tmp_path)
     assert added.returncode == 0, added.stderr
     assert "On the device" in (own_run / "report.html").read_text(encoding="utf-8")
+    named = command("report", str(own_run), "--add", str(result), "--name", "Desk 2", cwd=tmp_path)
+    assert str(own_run / "devices" / "desk-2.json") in named.stdout, named.stderr
+    assert len(list((own_run / "devices").iterdir())) == 2
     limits = json.loads((place / "limits.json").read_text())
     assert 0 < limits["min_accuracy"] <= 1
 
@@ -69,6 +73,7 @@ def test_a_model_repository_for_triton(own_run: Path, tmp_path: Path) -> None:
         (("deploy", "user@board", "none.zip"), 2, "none.zip"),
         (("serve-config", "none.onnx"), 2, "none.onnx"),
         (("report", "run", "--add", "none.json"), 2, "none.json"),
+        (("report", "run", "--name", "desk"), 2, "--name names the result of a board"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -126,7 +131,7 @@ def test_another_precision_needs_images(monkeypatch: pytest.MonkeyPatch, own_run
         engines.build_engines(own_run / "student.onnx", "int8", BuildSettings(), data=None, folder=tmp_path)
 
 
-def test_a_build_shows_its_progress(monkeypatch: pytest.MonkeyPatch, own_run: Path, tmp_path: Path) -> None:
+def test_a_build_shows_its_progress_and_its_layers(monkeypatch: pytest.MonkeyPatch, own_run: Path) -> None:
     """From the builder to the line that the user sees; the builder itself needs a GPU and is scripted."""
     from iekd.compress import device_commands, engines
     from iekd.deploy.engine import BuiltEngine
@@ -136,6 +141,8 @@ def test_a_build_shows_its_progress(monkeypatch: pytest.MonkeyPatch, own_run: Pa
 
     def build(onnx: Path, settings: Any, *, progress: Any, log: Any) -> BuiltEngine:
         progress(0.5, "Tactics")
+        layers = [{"Name": "conv", "LayerType": "DLA"}, {"Name": "softmax", "LayerType": "CudaSoftMax"}]
+        onnx.with_suffix(".layers.json").write_text(json.dumps({"Layers": layers}))
         return BuiltEngine(onnx, None, onnx)  # type: ignore[arg-type]
 
     class Screen(Console):
@@ -150,6 +157,18 @@ def test_a_build_shows_its_progress(monkeypatch: pytest.MonkeyPatch, own_run: Pa
     done = CliRunner().invoke(app, ["build", str(own_run / "student.onnx")])
     assert done.exit_code == 0, done.output
     assert shown == ["building 50%  Tactics"]
+    assert "2 layers (2 of untold precision), reformats: 0\n" in done.output
+    done = CliRunner().invoke(app, ["build", str(own_run / "student.onnx"), "--batch", "1", "--dla", "0"])
+    assert "1 on the DLA, on the GPU softmax" in done.output
+
+
+def test_a_benchmark_names_each_file_by_its_digest_and_shape(own_run: Path, tmp_path: Path) -> None:
+    found = command("bench", str(own_run), "--seconds", "0.1", "--threads", "1", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    measured = json.loads((tmp_path / "bench" / "bench.json").read_text())["models"]
+    for name in ("teacher", "student"):
+        digest = hashlib.sha256((own_run / f"{name}.onnx").read_bytes()).hexdigest()
+        assert (measured[name]["sha256"], measured[name]["input_shape"]) == (digest, [3, 32, 32])
 
 
 def test_where_the_time_of_a_call_goes_is_told(own_run: Path, tmp_path: Path) -> None:
