@@ -34,6 +34,7 @@ class TorchOnDevice:
 
     def __init__(self, network: nn.Module, size: int, batch: int, device: str, kind: str, *, graph: bool) -> None:
         self.input_shape = (3, size, size)
+        self.batch_range = (batch, batch)
         self.kind, self.device, self.graph = kind, device, graph
         dtype = TYPES[kind]
         self.network = network.eval().to(device, dtype).to(memory_format=torch.channels_last)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from iekd.deploy.backends import Array, Session
+from iekd.deploy.backends import Array, Session, logits_of
 from iekd.deploy.results import Accuracy, ClassAccuracy
 from iekd.deploy.statistics import wilson
 
@@ -19,12 +19,12 @@ def measure_accuracy(
 
     Args:
         session: the model.
-        batches: preprocessed images (N, 3, H, W) and class indices (N,).
+        batches: preprocessed images (N, 3, H, W) and class indices (N,), of any size.
         classes: their names.
     """
     answers, labels = [], []
     for images, targets in batches:
-        answers.append(session.run(images).argmax(1))
+        answers.append(logits_of(session, images).argmax(1))
         labels.append(targets)
     target = np.concatenate(labels)
     correct = np.concatenate(answers) == target

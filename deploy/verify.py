@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from iekd.deploy.backends import Array, Session
+from iekd.deploy.backends import Array, Session, logits_of
 from iekd.deploy.results import Verification
 from iekd.errors import VerificationError
 
@@ -15,7 +15,7 @@ TOLERANCE = 1e-3
 def verify(
     exported: Session, reference: Session, images: Array, *, name: str, tolerance: float = TOLERANCE
 ) -> Verification:
-    """Compare two sessions on real images, in batches of every size that matters: one, and the whole.
+    """Compare two sessions on real images, in batches of every size that matters: one, and as many as they take.
 
     Args:
         exported: the file that ships.
@@ -27,8 +27,8 @@ def verify(
     Raises:
         VerificationError: logits differ by more, or the top class differs where it is not a tie within the tolerance.
     """
-    expected, actual = reference.run(images), exported.run(images)
-    found = _differences(expected, actual, exported.run(images[:1]))
+    expected, actual = logits_of(reference, images), logits_of(exported, images)
+    found = _differences(expected, actual, logits_of(exported, images[:1]))
     difference, scale = found.largest_difference, _scale(expected)
     agree = expected.argmax(1) == actual.argmax(1)
     if (
@@ -54,7 +54,7 @@ def compare(exported: Session, other: Session, images: Array, *, reference: str)
         images: preprocessed validation images (N, 3, H, W).
         reference: name of the other.
     """
-    found = _differences(other.run(images), exported.run(images), exported.run(images[:1]))
+    found = _differences(logits_of(other, images), logits_of(exported, images), logits_of(exported, images[:1]))
     return found.model_copy(update={"reference": reference})
 
 

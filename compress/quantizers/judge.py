@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from iekd.deploy.accuracy import measure_accuracy
-from iekd.deploy.backends import Array, Session
+from iekd.deploy.backends import Array, BatchRange, Session, logits_of
 from iekd.deploy.results import Accuracy
 from iekd.errors import InputError
 
@@ -39,11 +39,12 @@ class _Recorder:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.input_shape = session.input_shape
+        self.batch_range: BatchRange = (1, None)
         self.answers: list[Array] = []
 
     def run(self, images: Array) -> Array:
         """See :class:`iekd.deploy.backends.Session`."""
-        self.answers.append(self._session.run(images))
+        self.answers.append(logits_of(self._session, images))
         return self.answers[-1]
 
     def describe(self) -> dict[str, str]:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from iekd.errors import InputError, unknown_name
 
 Array = NDArray[np.float32]
+BatchRange = tuple[int, int | None]
+"""Smallest and largest batch; None where nothing limits it."""
 
 
 class Session(Protocol):
@@ -24,6 +26,11 @@ class Session(Protocol):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
+        ...
+
+    @property
+    def batch_range(self) -> BatchRange:
+        """Smallest and largest batch of a call; :func:`logits_of` takes any number of images to any session."""
         ...
 
     def run(self, images: Array) -> Array:
@@ -78,6 +85,22 @@ def get_backend(name: str) -> Backend:
     module, _, attribute = BACKENDS[name].partition(":")
     backend: Backend = getattr(importlib.import_module(module), attribute)
     return backend
+
+
+def logits_of(session: Session, images: Array) -> Array:
+    """Logits (N, classes) of any number N >= 1 of images, in calls of the size that the session takes.
+
+    Where the last call would be smaller than the session's smallest, its last image fills it up.
+    """
+    least, most = session.batch_range
+    step = most or len(images)
+    parts = []
+    for at in range(0, len(images), step):
+        part = images[at : at + step]
+        missing = max(0, least - len(part))
+        filled = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+        parts.append(session.run(filled)[: len(part)])
+    return np.concatenate(parts)
 
 
 def check_images(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from iekd.deploy.backends import Array, Session, check_images
+from iekd.deploy.backends import Array, BatchRange, Session, check_images
 from iekd.errors import EnvironmentMissingError, InputError
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -94,6 +94,7 @@ class OnnxSession:
         self.input_shape: tuple[int, int, int] = (shape[1], shape[2], shape[3])
         self._input, self._output = inputs[0].name, outputs[0].name
         self._fixed = shape[0] if isinstance(shape[0], int) else None
+        self.batch_range: BatchRange = (self._fixed or 1, self._fixed)
         self._provider, self._threads, self._version = provider, threads, onnxruntime.__version__
 
     def run(self, images: Array) -> Array:

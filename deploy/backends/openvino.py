@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iekd.deploy.backends import Array, Session, check_images
+from iekd.deploy.backends import Array, BatchRange, Session, check_images
 from iekd.errors import EnvironmentMissingError, InputError
 
 INSTALL = "pip install 'iekd-compress[openvino]'"
@@ -79,7 +79,8 @@ class OpenVinoSession:
             )
         channels, height, width = (int(side.get_length()) for side in sides)
         self.input_shape: tuple[int, int, int] = (channels, height, width)
-        self._fixed = None if shape[0].is_dynamic else shape[0].get_length()
+        self._fixed = None if shape[0].is_dynamic else int(shape[0].get_length())
+        self.batch_range: BatchRange = (self._fixed or 1, self._fixed)
         self._precision, self._threads, self._version = precision, threads, openvino.__version__
         self._requests: OrderedDict[int, _Request] = OrderedDict()
 

@@ -29,6 +29,7 @@ class ReferenceSession:
 
         checked = get_backend("onnxruntime").load(path, threads=threads)  # refuses what is no classifier
         self.input_shape, self._description = checked.input_shape, checked.describe()
+        self.batch_range = checked.batch_range
         checked.close()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from iekd.deploy.backends import Array, Session
+from iekd.deploy.backends import Array, BatchRange, Session
 from iekd.deploy.device.engine import BuildSettings, this_machine
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import build, domain_errors
@@ -52,9 +52,9 @@ class TensorRTSession:
         return self._session.input_shape
 
     @property
-    def most(self) -> int:
-        """The largest batch."""
-        return self._session.most
+    def batch_range(self) -> BatchRange:
+        """See :class:`iekd.deploy.backends.Session`."""
+        return self._session.least, self._session.most
 
     def run(self, images: Array) -> Array:
         """See :class:`iekd.deploy.backends.Session`."""

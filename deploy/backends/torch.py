@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from iekd.deploy.backends import Array, Session, check_images
+from iekd.deploy.backends import Array, BatchRange, Session, check_images
 from iekd.errors import InputError
 from iekd.models.checkpoint import load_artefact
 
@@ -42,6 +42,7 @@ class TorchSession:
     def __init__(self, network: nn.Module, input_shape: tuple[int, int, int], *, threads: int = 0) -> None:
         self._network: nn.Module | None = network
         self.input_shape = input_shape
+        self.batch_range: BatchRange = (1, None)
         self._threads = threads
 
     @torch.inference_mode()

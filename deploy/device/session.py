@@ -64,6 +64,11 @@ class EngineSession:
         return channels, height, width
 
     @property
+    def least(self) -> int:
+        """The smallest batch."""
+        return self._images.smallest[0]
+
+    @property
     def most(self) -> int:
         """The largest batch."""
         return self._images.largest[0]

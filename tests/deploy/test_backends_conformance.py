@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from iekd.deploy.backends import BACKENDS, Array, Session, get_backend
+from iekd.deploy.backends import BACKENDS, Array, Session, get_backend, logits_of
 from iekd.deploy.backends.onnxruntime import _placement
 from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.benchmark import PARTS, TimedSession, measure_latency
@@ -111,6 +111,16 @@ def test_same_answers_for_every_batch(opened: Callable[..., Session], network: n
         found = session.run(batch[:count])
         assert found.dtype == np.float32
         assert close_enough(name, found, expected[:count]), (name, count)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_any_number_of_images_is_answered(opened: Callable[..., Session], network: nn.Module, name: str) -> None:
+    session = opened(name)
+    least, most = session.batch_range
+    assert least == 1
+    assert most == (MOST if name == "tensorrt" else None)
+    for count in (1, MOST, 2 * MOST + 3):
+        assert close_enough(name, logits_of(session, images(count)), reference(network, images(count)))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -348,6 +358,7 @@ def test_a_fixed_batch_is_taken_exactly(
     for count in (1, 3):
         with pytest.raises(InputError, match="exactly 2"):
             session.run(images(count))
+        assert close_enough(name, logits_of(session, images(count)), reference(network, images(count)))
 
 
 class Node:

@@ -36,6 +36,7 @@ class Sleeping:
     """A session whose call takes a known time without using the processor."""
 
     input_shape = (3, 4, 4)
+    batch_range = (1, None)
 
     def __init__(self, milliseconds: float = 1.0) -> None:
         self.seconds = milliseconds / 1e3

@@ -149,6 +149,7 @@ class Fixed:
     """A session that answers with given logits."""
 
     input_shape = (3, 16, 16)
+    batch_range = (1, None)
 
     def __init__(self, logits: list[list[float]]) -> None:
         self.logits = np.array(logits, np.float32)
