@@ -1,7 +1,10 @@
-# Everything a newcomer needs: each target sets up .venv by itself and may be called first.
+# Everything a newcomer needs: each target sets up its environment by itself and may be called first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# onnxruntime and onnxruntime-gpu share an import name, so they cannot share an environment either.
+GPU_VENV := .venv-gpu
+GPU_BIN := $(GPU_VENV)/bin
 # Two files at a time, one thread each: threads of two trainings on the same cores fight, and take ten times as long.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -25,8 +28,9 @@ unit: $(VENV)/installed-dev
 	@tools/install-sshd.sh
 	$(PYTEST)
 
-gpu-test: $(VENV)/installed-dev
-	$(PYTEST) -m "gpu or tensorrt"
+# One test at a time: those that measure must have the GPU to themselves.
+gpu-test: $(GPU_VENV)/installed-dev
+	$(GPU_BIN)/python -m pytest -m "gpu or tensorrt"
 
 # Builds the Dockerfile's CPU stage and runs the main job in it; needs root, debootstrap, buildah and 25 GB.
 image-test:
@@ -46,5 +50,11 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,dev]'
 	@touch $@ $(VENV)/installed
 
+$(GPU_VENV)/installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_BIN)/python -m pip install --quiet --upgrade pip
+	$(GPU_BIN)/python -m pip install --quiet --editable '.[gpu,dev]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info src/*.egg-info
+	rm -rf $(VENV) $(GPU_VENV) build dist *.egg-info src/*.egg-info

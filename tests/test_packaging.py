@@ -48,6 +48,33 @@ def test_the_wheel_declares_its_command_and_its_extras(wheel: zipfile.ZipFile) -
     assert not [line for line in plain if "onnxruntime" in line], "the runtime is the user's choice: [cpu] or [gpu]"
 
 
+def _rule(target: str) -> tuple[str, str]:
+    """Prerequisites and recipe of a target of the Makefile, its variables put in."""
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for _ in range(3):  # variables that name variables
+        for name, value in re.findall(r"^(\w+) \??:?= (.*)$", text, re.MULTILINE):
+            text = text.replace(f"$({name})", value)
+    found = re.search(rf"^{re.escape(target)}:(.*)\n((?:\t.*\n)*)", text, re.MULTILINE)
+    assert found, target
+    return found.group(1).strip(), found.group(2)
+
+
+def test_the_gpu_s_tests_have_an_environment_and_the_gpu_to_themselves() -> None:
+    """With [cpu] every one of them is skipped; beside another test what they measure is that test's too."""
+    environment, recipe = _rule("gpu-test")
+    assert '-m pytest -m "gpu or tensorrt"' in recipe
+    assert not re.search(r"-n\b|--dist|xdist", recipe)
+    assert environment == ".venv-gpu/installed-dev"
+    assert recipe.strip().startswith(".venv-gpu/bin/python ")
+    made = _rule(environment)[1]
+    assert "-m venv .venv-gpu\n" in made
+    assert "'.[gpu,dev]'" in made
+    for other in (".venv/installed", ".venv/installed-dev"):
+        assert "gpu" not in _rule(other)[1]
+    assert ".venv-gpu/" in (ROOT / ".gitignore").read_text().splitlines()
+    assert ".venv-gpu " in _rule("clean")[1]
+
+
 def test_the_light_modules_import_nothing_heavy() -> None:
     code = (
         "import sys, iekd, iekd.errors, iekd.files, iekd.compress.config, iekd.compress.cli, iekd.models.aliases\n"
