@@ -76,6 +76,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
                 folder=model.parent,
                 progress=lambda share, phase: status.update(f"building {share:.0%}  {phase}"),
                 log=out.print if debug else None,
+                tell=lambda line: out.print(line, highlight=False, markup=False, soft_wrap=True),
             )
         for choice in choices:
             if choice.median_ms is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,12 @@ from iekd.compress.data import ImageData, load_data
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.targets import TARGETS
 from iekd.deploy.accuracy import measure_accuracy
-from iekd.deploy.backends import get_backend
+from iekd.deploy.backends import Session, get_backend
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.device.engine_watch import Progress
 from iekd.deploy.engine import BuildSettings, BuiltEngine, build, check_precision, domain_errors
 from iekd.deploy.export import read_metadata
-from iekd.errors import InputError, VerificationError, unknown_name
+from iekd.errors import IekdError, InputError, unknown_name
 
 SCHEMES = TARGETS["tensorrt"].schemes
 PRECISIONS = ("fp32", *SCHEMES, "best")
@@ -60,6 +63,7 @@ def build_engines(
     folder: Path,
     progress: Progress | None = None,
     log: Any = None,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> list[Choice]:
     """Build the engine, or with ``best`` one a precision, the best first.
 
@@ -71,9 +75,10 @@ def build_engines(
         folder: for the ONNX files in other precisions.
         progress: called with the share of the present build that is done, and its phase.
         log: called with each line of TensorRT's log.
+        tell: with ``best``, called with each precision that is left out, and why.
 
     Raises:
-        InputError: unknown precision, no data, or what :func:`build` refuses.
+        InputError: unknown precision, no data, or what :func:`build` refuses; with ``best``, if it refuses them all.
         EnvironmentMissingError: no TensorRT or no GPU; told before anything is converted.
     """
     if precision not in PRECISIONS:
@@ -86,19 +91,61 @@ def build_engines(
     if precision == "fp32":
         return [Choice("fp32", model, build(model, settings, progress=progress, log=log))]
     images = _images(data)
-    if precision != "best":
-        check_precision(precision)
-        file = convert(model, precision, images, folder)
-        return [Choice(precision, file, build(file, settings, progress=progress, log=log))]
+    make = functools.partial(build, settings=settings, progress=progress, log=log)
+    if precision == "best":
+        return _best(model, images, folder, make, tell)
+    check_precision(precision)
+    file = convert(model, precision, images, folder)
+    return [Choice(precision, file, make(file))]
+
+
+def _best(
+    model: Path,
+    images: ImageData,
+    folder: Path,
+    make: Callable[[Path], BuiltEngine],
+    tell: Callable[[str], None],
+) -> list[Choice]:
+    """Every precision that can be had here, the best first."""
+    attempts = _Attempts(tell)
     files = {"fp32": model}
     for name in SCHEMES:
-        try:
+        with attempts.of(name):
             check_precision(name)
             files[name] = convert(model, name, images, folder)
-        except (InputError, VerificationError):  # not on this GPU, or not with this accuracy: others remain
-            continue
-    built = {name: build(file, settings, progress=progress, log=log) for name, file in files.items()}
-    return _ranked(files, built, images, folder)
+    built: dict[str, BuiltEngine] = {}
+    for name, file in files.items():
+        with attempts.of(name):
+            built[name] = make(file)
+    with contextlib.ExitStack() as stack:
+        sessions: dict[str, Session] = {}
+        for name, engine in built.items():
+            with attempts.of(name):
+                sessions[name] = get_backend("tensorrt").load(engine.path)
+                stack.callback(sessions[name].close)
+        if not sessions and attempts.last is not None:
+            raise attempts.last
+        return _ranked(files, built, sessions, images, folder)
+
+
+class _Attempts:
+    """What is tried for each precision; one that cannot be had is told and left out, and the others remain.
+
+    It may fail on this GPU, with this accuracy, or with the packages or the memory that are here.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.last: IekdError | None = None
+
+    @contextlib.contextmanager
+    def of(self, precision: str) -> Iterator[None]:
+        """What is tried for ``precision``."""
+        try:
+            yield
+        except IekdError as error:
+            self.last = error
+            self.tell(f"{precision} is left out: {error}")
 
 
 def convert(model: Path, precision: str, data: ImageData, folder: Path) -> Path:
@@ -120,18 +167,31 @@ def convert(model: Path, precision: str, data: ImageData, folder: Path) -> Path:
     ).file
 
 
-def _ranked(files: dict[str, Path], built: dict[str, BuiltEngine], data: ImageData, folder: Path) -> list[Choice]:
+def _ranked(
+    files: dict[str, Path],
+    built: dict[str, BuiltEngine],
+    sessions: dict[str, Session],
+    data: ImageData,
+    folder: Path,
+) -> list[Choice]:
     """The fastest of those that keep their accuracy, then the others by speed."""
-    backend = get_backend("tensorrt")
-    sessions = {name: backend.load(engine.path) for name, engine in built.items()}
     images, labels = some_arrays(data.val, files["fp32"], len(data.val))
-    accuracy = {
-        name: measure_accuracy(session, [(images, labels)], data.classes)[0].top1.value
-        for name, session in sessions.items()
-    }
-    run = measure_latency(sessions, images[:64], folder=folder / "traces")
-    found = [Choice(name, files[name], built[name], accuracy[name], run.latency[name].median.value) for name in files]
-    return sorted(found, key=lambda one: (_value(one) < WORTH * accuracy["fp32"], one.median_ms))
+
+    def accuracy_of(session: Session) -> float:
+        return measure_accuracy(session, [(images, labels)], data.classes)[0].top1.value
+
+    accuracy = {name: accuracy_of(session) for name, session in sessions.items()}
+    if "fp32" in accuracy:
+        whole = accuracy["fp32"]
+    else:  # its engine was refused; what the others must keep is the file's accuracy all the same
+        with contextlib.closing(get_backend("onnxruntime").load(files["fp32"])) as session:
+            whole = accuracy_of(session)
+    least = max(session.batch_range[0] for session in sessions.values())
+    run = measure_latency(sessions, images[: max(64, least)], folder=folder / "traces", batch=least)
+    found = [
+        Choice(name, files[name], built[name], accuracy[name], run.latency[name].median.value) for name in sessions
+    ]
+    return sorted(found, key=lambda one: (_value(one) < WORTH * whole, one.median_ms))
 
 
 def _value(choice: Choice) -> float:
