@@ -60,7 +60,7 @@ def build(
         log: called with each line of the log.
 
     Raises:
-        InputError: the file or a setting cannot be used, or TensorRT does not build it; the message says why.
+        InputError: the file, a setting or the cache cannot be used, or TensorRT does not build it; it says why.
         EnvironmentMissingError: no GPU, no TensorRT, one older than 10.3, or too little memory.
     """
     with domain_errors():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def build_engine(
         DeviceMissingError: no GPU, no TensorRT or one older than 10.3.
         OutOfMemoryError: the build needs more memory.
         BuildError: TensorRT gave up for another reason; its log lies beside the cache.
+        DeviceError: the cache cannot be written.
     """
     settings.check()
     if not onnx.is_file():
@@ -64,8 +66,9 @@ def build_into(
             return run_watched(lambda w: builder(onnx, settings, timing, w), watch, progress=progress, log=log)
         except DeviceError as error:
             path = cache / f"{onnx.stem}-{identity.key}.log"
-            write_whole(path, "\n".join([*watch.lines, ""]).encode())
-            error.hint = f"{error.hint}  Log: {path}".strip()
+            with contextlib.suppress(DeviceError):  # a full disk must not hide why the build failed
+                write_whole(path, "\n".join([*watch.lines, ""]).encode())
+                error.hint = f"{error.hint}  Log: {path}".strip()
             raise
 
     return cached_engine(cache, onnx, identity, build, log=log)

@@ -146,9 +146,13 @@ def cached_engine(
         identity: what the engine depends on.
         build: given the timing cache so far (empty at first), returns the engine.
         log: told what is reused, waited for or rebuilt.
+
+    Raises:
+        DeviceError: the folder cannot be written, or the disk is full.
     """
     say = log or (lambda _line: None)
-    cache.mkdir(parents=True, exist_ok=True)
+    with _writing(cache):
+        cache.mkdir(parents=True, exist_ok=True)
     engine = cache / f"{onnx.stem}-{identity.key}{_ENGINE}"
     if not _why_not(engine, identity):
         say(f"[I] {engine.name} is in the cache.")
@@ -159,7 +163,9 @@ def cached_engine(
             say(f"[I] {engine.name} was built by another process.")
             return engine
         say(f"[I] building {engine.name}: {reason}")
-        _remove_leftovers(cache)
+        with _writing(cache):
+            _remove_leftovers(cache)
+            engine.with_suffix(_MANIFEST).unlink(missing_ok=True)
         _build(cache, engine, onnx, identity, build)
     return engine
 
@@ -167,7 +173,6 @@ def cached_engine(
 def _build(cache: Path, engine: Path, onnx: Path, identity: Identity, build: Callable[[bytes], Built]) -> None:
     # A driver update changes what is fastest, hence the whole machine is in the timing cache's name.
     timing = cache / f"timing-{_digest_of(asdict(identity.machine))}.cache"
-    engine.with_suffix(_MANIFEST).unlink(missing_ok=True)
     begun = time.monotonic()
     built = build(timing.read_bytes() if timing.is_file() else b"")
     seconds = time.monotonic() - begun
@@ -188,12 +193,14 @@ def _build(cache: Path, engine: Path, onnx: Path, identity: Identity, build: Cal
 
 def _why_not(engine: Path, identity: Identity) -> str:
     """Why the engine in the cache cannot be used; empty when it can."""
-    if not engine.is_file():
-        return "there is none yet."
     try:
+        if not engine.is_file():
+            return "there is none yet."
         found = check_engine(engine, identity.machine)
     except DeviceError as error:
         return error.message
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})."
     return "" if found.identity == identity else "its manifest describes another."
 
 
@@ -203,7 +210,9 @@ def _build_lock(cache: Path, say: Callable[[str], None]) -> Iterator[None]:
 
     The kernel drops the lock with the process, so a killed build leaves none behind.
     """
-    with open(cache / "build.lock", "a", encoding="utf-8") as handle:
+    with _writing(cache):
+        lock = open(cache / "build.lock", "a", encoding="utf-8")  # noqa: SIM115 - closed below
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -219,16 +228,34 @@ def _remove_leftovers(cache: Path) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or absent, even when the power fails."""
+    """Write a file that is either whole or absent, even when the power fails.
+
+    Raises:
+        DeviceError: the folder cannot be written, or the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _writing(path.parent):
+        try:
+            with open(temporary, "wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Says what is wrong where the folder cannot be written."""
     try:
-        with open(temporary, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise DeviceError(
+            f"the engine cache {folder} cannot be written: {error.strerror or error}.",
+            "Free some space there, or choose another folder: on a board by run.py's --output, elsewhere by the "
+            "environment variable XDG_CACHE_HOME.",
+        ) from error
 
 
 def sha256_of(path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from .errors import DeviceError, DeviceMissingError
+from .errors import DeviceError, DeviceMissingError, OutOfMemoryError
 
 EXIT_KEPT, EXIT_MISSED, EXIT_BAD_INPUT, EXIT_MISSING_PART, EXIT_DEFECT = 0, 1, 2, 3, 70
 
@@ -42,5 +42,5 @@ def require_onnxruntime() -> ModuleType:
 
 
 def exit_code_of(error: DeviceError) -> int:
-    """What the program ends with after ``error``."""
-    return EXIT_MISSING_PART if isinstance(error, DeviceMissingError) else EXIT_BAD_INPUT
+    """What the program ends with after ``error``; as the host's ``domain_errors`` has it."""
+    return EXIT_MISSING_PART if isinstance(error, (DeviceMissingError, OutOfMemoryError)) else EXIT_BAD_INPUT

@@ -25,7 +25,7 @@ from iekd.deploy.device.engine_cache import (
 )
 from iekd.deploy.device.engine_settings import BuildSettings
 from iekd.deploy.device.engine_watch import Watch
-from iekd.deploy.device.errors import BuildError, DeviceInputError
+from iekd.deploy.device.errors import BuildError, DeviceError, DeviceInputError
 
 DEVICE = Path(__file__).parents[2] / "deploy" / "device"
 ORIN = Machine(tensorrt="10.3.0", gpu="Orin", sm="8.7", driver="L4T 36.4 CUDA 12.6")
@@ -214,6 +214,65 @@ def test_a_failed_build_leaves_no_engine(tmp_path: Path, onnx: Path) -> None:
     assert sorted(path.name for path in cache.iterdir()) == ["build.lock", log.name]
     assert log.read_text() == "[E] the reason\n"
     assert caught.value.hint == f"Try another.  Log: {log}"
+
+
+def full(_: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_is_told(tmp_path: Path, onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(DeviceError, match=r"engine cache .*cache cannot be written: No space left") as caught:
+            cached_engine(cache, onnx, identity(onnx), Builder())
+    assert "--output" in caught.value.hint
+    assert "XDG_CACHE_HOME" in caught.value.hint
+    assert [path.name for path in cache.iterdir()] == ["build.lock"]
+    check_engine(cached_engine(cache, onnx, identity(onnx), Builder()), ORIN)
+
+
+def no_folder(cache: Path) -> None:
+    cache.write_bytes(b"a file in the way")
+
+
+def no_lock(cache: Path) -> None:
+    (cache / "build.lock").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("spoil", [no_folder, no_lock])
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, onnx: Path, spoil: Any) -> None:
+    """Without permissions, which would not stop a test that runs as root."""
+    builder, cache = Builder(), tmp_path / "cache"
+    spoil(cache)
+    with pytest.raises(DeviceError, match="cannot be written"):
+        cached_engine(cache, onnx, identity(onnx), builder)
+    assert builder.builds == 0
+
+
+def test_an_engine_that_cannot_be_read_is_rebuilt(tmp_path: Path, onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    builder, cache, log = Builder(), tmp_path / "cache", []
+    cached_engine(cache, onnx, identity(onnx), builder)
+
+    def unreadable(path: Path) -> str:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("iekd.deploy.device.engine_cache.sha256_of", unreadable)
+    engine = cached_engine(cache, onnx, identity(onnx), builder, log=log.append)
+    assert log == [f"[I] building {engine.name}: it cannot be read (Input/output error)."]
+    assert engine.read_bytes() == b"plan 2"
+
+
+def test_a_full_disk_does_not_hide_why_a_build_failed(
+    tmp_path: Path, onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, settings: BuildSettings, timing: bytes, watch: Watch) -> Built:
+        raise BuildError("TensorRT did not build the engine: the reason", "Try another.")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(BuildError, match="the reason") as caught:
+        build_into(onnx, BuildSettings(), tmp_path / "cache", identity(onnx), failing)
+    assert caught.value.hint == "Try another."
 
 
 @pytest.mark.parametrize(

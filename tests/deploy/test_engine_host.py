@@ -12,6 +12,7 @@ from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.tensorrt import TensorRTSession
 from iekd.deploy.device import errors as device_errors
 from iekd.deploy.device.engine_cache import Built, Identity, Machine, Manifest, cached_engine, check_engine, sha256_of
+from iekd.deploy.device.parts import exit_code_of
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import BuildSettings, BuiltEngine, build, cache_folder, check_precision, domain_errors
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
@@ -34,6 +35,7 @@ def test_the_device_s_errors_become_the_host_s(
         raise raised("what is wrong", "what to do")
     assert type(caught.value) is becomes
     assert (caught.value.message, caught.value.hint) == ("what is wrong", "what to do")
+    assert exit_code_of(raised("")) == caught.value.exit_code, "the board ends with the same code"
 
 
 def test_other_errors_pass() -> None:
