@@ -14,12 +14,24 @@ from .errors import BuildError, DeviceError, DeviceInputError, DeviceMissingErro
 
 
 @dataclass(frozen=True)
-class UnsupportedNode:
-    """A node of the ONNX file that TensorRT's parser refuses."""
+class RefusedNode:
+    """A node of the ONNX file at which TensorRT's parser stopped."""
 
     operator: str
     name: str
     reason: str
+    code: str
+    """Name of the parser's ErrorCode; empty where it is not known."""
+
+    @property
+    def unsupported(self) -> bool:
+        """Is it the operator that TensorRT does not have?  Not its types, shapes or values, memory or a bad file."""
+        return self.code == "UNSUPPORTED_NODE" or bool(_NO_PLUGIN.search(self.reason))
+
+    @property
+    def place(self) -> str:
+        """Its name and operator."""
+        return f"{self.name or 'a node without a name'} ({self.operator})"
 
 
 SWAP = (
@@ -33,7 +45,12 @@ _NODE = re.compile(
     r"\(\w+\): (?P<code>\w+): (?P<reason>.*)"
 )
 _PARSING = re.compile(r"While parsing node number \d+ \[(?P<operator>\w+)(?: -> \"(?P<output>[^\"]*)\")?\]")
+_NUMBERED = re.compile(r"In function \w+:\s*\[(?P<code>\d+)\] (?P<reason>.*)")
 _NO_IMPORTER = re.compile(r"No importer registered for op: (?P<operator>\w+)")
+# Operators without an importer are looked up as plugins; where that fails the code is INVALID_NODE.
+_NO_PLUGIN = re.compile(r"plugin not found|could not find plugin", re.IGNORECASE)
+_CODES = {"2": "MEM_ALLOC_FAILED", "8": "UNSUPPORTED_NODE"}
+"""Of NvOnnxParser.h, those that are told apart here."""
 _NAME = re.compile(r"^(?:.*?: )?name: \"(?P<name>[^\"]*)\"", re.MULTILINE)
 
 # NVIDIA/TensorRT#2913, ultralytics and others: errors 35 and 100 of the CUDA runtime.
@@ -49,7 +66,7 @@ _OTHER_DEVICE = re.compile(r"incompatible device, expecting compute (?P<here>[\d
 # NVIDIA/TensorRT#4258 (10.3), open-mmlab/mmdeploy#1059 (Jetson).
 _MEMORY = re.compile(
     r"out of memory|insufficient memory|insuficient memory|memory is insufficient|OutOfMemory|bad_alloc"
-    r"|could not be allocated|error allocating",
+    r"|could not be allocated|error allocating|MEM_ALLOC_FAILED",
     re.IGNORECASE,
 )
 _WANTED = re.compile(r"(?:GPU memory \(|Requested size was |error allocating )(?P<bytes>\d+)")
@@ -58,7 +75,7 @@ _TYPES = re.compile(r"must (?:have|be of) (?:the )?same (?:input )?types?.*|of t
 _DESERIALIZE = re.compile(r"deserializ", re.IGNORECASE)
 
 
-def explain(lines: Sequence[str], nodes: Iterable[UnsupportedNode] = ()) -> DeviceError:
+def explain(lines: Sequence[str], nodes: Iterable[RefusedNode] = ()) -> DeviceError:
     """The error that a log stands for; the first that fits, from the most specific to the most general.
 
     Args:
@@ -66,41 +83,50 @@ def explain(lines: Sequence[str], nodes: Iterable[UnsupportedNode] = ()) -> Devi
         nodes: that the parser refused, where it told.
     """
     text = "\n".join(lines)
+    refused = [*nodes] or parsed_nodes(text)
     return (
-        _unsupported([*nodes] or parsed_nodes(text))
+        _unsupported([node for node in refused if node.unsupported])
         or _mismatch(text)
         or _no_gpu(text)
-        or _out_of_memory(text)
+        or _out_of_memory("\n".join([text, *(node.code for node in refused)]))
         or _mixed_types(text)
         or _no_implementation(text)
+        or _refused(refused)
         or _anything(lines)
     )
 
 
-def parsed_nodes(text: str) -> list[UnsupportedNode]:
+def parsed_nodes(text: str) -> list[RefusedNode]:
     """The refused nodes that a log names."""
     found = [
-        UnsupportedNode(match["operator"], match["name"] or "", match["reason"])
+        RefusedNode(match["operator"], match["name"] or "", match["reason"], match["code"])
         for match in _NODE.finditer(text)
         if match["operator"]
     ]
     if found:
         return found
-    parsing = _PARSING.search(text)
+    plugin, parsing = _NO_PLUGIN.search(text), _PARSING.search(text)
     if parsing:
-        name = _NAME.search(text, parsing.end())
-        return [UnsupportedNode(parsing["operator"], name["name"] if name else parsing["output"] or "", "")]
+        name, numbered = _NAME.search(text, parsing.end()), _NUMBERED.search(text, parsing.end())
+        return [
+            RefusedNode(
+                parsing["operator"],
+                name["name"] if name else parsing["output"] or "",
+                plugin.group() if plugin else numbered["reason"] if numbered else "",
+                _CODES.get(numbered["code"], "") if numbered else "",
+            )
+        ]
     missing = _NO_IMPORTER.search(text)
-    return [UnsupportedNode(missing["operator"], "", "")] if missing else []
+    return [RefusedNode(missing["operator"], "", "Plugin not found", "")] if missing else []
 
 
-def _unsupported(nodes: list[UnsupportedNode]) -> DeviceError | None:
+def _unsupported(nodes: list[RefusedNode]) -> DeviceError | None:
     if not nodes:
         return None
     operators = ", ".join(dict.fromkeys(node.operator for node in nodes))
-    where = "; ".join(f"{node.name or 'a node without a name'} ({node.operator})" for node in nodes[:3])
+    where = "; ".join(node.place for node in nodes[:3])
     more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-    reason = "" if "Plugin not found" in nodes[0].reason else f"  TensorRT says: {nodes[0].reason}"
+    reason = "" if _NO_PLUGIN.search(nodes[0].reason) else f"  TensorRT says: {nodes[0].reason}"
     plural = "s" if len({node.operator for node in nodes}) > 1 else ""
     return DeviceInputError(
         f"TensorRT does not take the operator{plural} {operators}: {where}{more}.{reason.rstrip()}",
@@ -166,6 +192,17 @@ def _no_implementation(text: str) -> DeviceError | None:
     return BuildError(
         f"TensorRT has no implementation for {node['node']} within the limits given.",
         "Raise the workspace limit or the optimisation level, or try another precision.",
+    )
+
+
+def _refused(nodes: list[RefusedNode]) -> DeviceError | None:
+    if not nodes:
+        return None
+    first = nodes[0]
+    change = "Choose another precision or network" if first.code.startswith("UNSUPPORTED") else "Export the model again"
+    return DeviceInputError(
+        f"TensorRT refuses the node {first.place}: {first.reason.strip() or 'it gave no reason'}",
+        f"{change}, or run the file with ONNX Runtime.",
     )
 
 

@@ -14,7 +14,7 @@ from .engine_cache import Built
 from .engine_settings import BuildSettings, Range
 from .engine_watch import Watch
 from .errors import BuildError, DeviceInputError
-from .explain import UnsupportedNode, explain
+from .explain import RefusedNode, explain
 from .trt_logger import Journal, Monitor
 from .trt_runtime import make_builder, make_runtime
 
@@ -56,7 +56,7 @@ def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Jour
 
 
 def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> None:
-    """Read the file into the network; every node that TensorRT refuses is named."""
+    """Read the file into the network; where TensorRT refuses it, the cause and the nodes are named."""
     parser: trt.OnnxParser = trt.OnnxParser(network, journal)
     if parser.parse(onnx.read_bytes(), path=str(onnx)):
         return
@@ -65,7 +65,8 @@ def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> Non
         refusal: trt.ParserError = parser.get_error(index)
         journal.watch.lines.append(f"[E] {refusal.desc()}")
         if refusal.node_operator():
-            nodes.append(UnsupportedNode(refusal.node_operator(), refusal.node_name(), refusal.desc()))
+            code = str(refusal.code()).rpartition(".")[2]  # the enum's own `name` is a method in 10.3
+            nodes.append(RefusedNode(refusal.node_operator(), refusal.node_name(), refusal.desc(), code))
     error = explain(journal.watch.lines, nodes)
     if isinstance(error, BuildError):
         raise DeviceInputError(f"TensorRT cannot read {onnx}.  {error.message}", "Export the model again.")

@@ -13,7 +13,7 @@ from iekd.deploy.device.errors import (
     DeviceMissingError,
     OutOfMemoryError,
 )
-from iekd.deploy.device.explain import UnsupportedNode, explain
+from iekd.deploy.device.explain import RefusedNode, explain
 
 LOGS: dict[str, tuple[str, type[DeviceError], str]] = {
     "operator, NVIDIA/TensorRT#1775": (
@@ -32,6 +32,54 @@ LOGS: dict[str, tuple[str, type[DeviceError], str]] = {
         'INVALID_NODE: creator && "Plugin not found, are the plugin name, version, and namespace correct?"',
         DeviceInputError,
         "operator NonMaxSuppression: /head/Det (NonMaxSuppression).",
+    ),
+    "operator, by its code": (
+        "[E] In node 5 with name: /grid and operator: GridSample (importGridSample): UNSUPPORTED_NODE: Assertion failed: "
+        "inputRank == 4: only 4-D inputs are supported",
+        DeviceInputError,
+        "does not take the operator GridSample: /grid (GridSample).  TensorRT says: Assertion failed",
+    ),
+    "operator, by its number": (
+        '[E] ModelImporter.cpp:720: While parsing node number 12 [Loop -> "end"]:\n'
+        "[E] ModelImporter.cpp:726: ERROR: builtin_op_importers.cpp:2420 In function importLoop:\n"
+        "[8] Assertion failed: the body has scan outputs",
+        DeviceInputError,
+        "does not take the operator Loop: end (Loop).  TensorRT says: Assertion failed: the body",
+    ),
+    "types at a node": (
+        "[E] In node 3 with name: /add/Add and operator: Add (parseNode): INVALID_NODE: Invalid Node - /add/Add\n"
+        "[E] ITensor::getDimensions: Error Code 4: API Usage Error (/add/Add: IElementWiseLayer must have same input types. "
+        "But they are of types Float and Half.)",
+        DeviceInputError,
+        "mixes number types",
+    ),
+    "types that an operator has not": (
+        "[E] In node 3 with name: /conv/Conv and operator: Conv (importConv): UNSUPPORTED_NODE_DATATYPE: Assertion failed: "
+        "kernel is INT32",
+        DeviceInputError,
+        "TensorRT refuses the node /conv/Conv (Conv): Assertion failed: kernel is INT32",
+    ),
+    "memory at a node": (
+        "[E] In node 0 with name: /conv/Conv and operator: Conv (importConv): MEM_ALLOC_FAILED: Assertion failed: weights",
+        OutOfMemoryError,
+        "the memory did not suffice",
+    ),
+    "memory at a node, by its number": (
+        '[E] ModelImporter.cpp:720: While parsing node number 0 [Conv -> "a"]:\n'
+        "[E] ModelImporter.cpp:726: ERROR: builtin_op_importers.cpp:420 In function importConv:\n[2] Assertion failed: w",
+        OutOfMemoryError,
+        "the memory did not suffice",
+    ),
+    "a bad value at a node": (
+        "[E] In node 7 with name: /fc/Gemm and operator: Gemm (importGemm): INVALID_VALUE: Assertion failed: rank == 2",
+        DeviceInputError,
+        "TensorRT refuses the node /fc/Gemm (Gemm): Assertion failed: rank == 2",
+    ),
+    "a bad node, by its number": (
+        '[E] ModelImporter.cpp:720: While parsing node number 7 [Pad -> "p"]:\n'
+        "[E] ModelImporter.cpp:726: ERROR: ModelImporter.cpp:180 In function parseGraph:\n[6] Invalid Node - Pad_14",
+        DeviceInputError,
+        "TensorRT refuses the node p (Pad): Invalid Node - Pad_14",
     ),
     "memory, NVIDIA/TensorRT#4258": (
         "[E] Error[1]: [defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)\n"
@@ -121,9 +169,32 @@ def test_too_little_memory_names_limits_and_swap() -> None:
 
 
 def test_every_refused_operator_is_named() -> None:
-    nodes = [UnsupportedNode(operator, f"/{operator}", "") for operator in ("If", "Loop", "Loop", "Scan")]
+    nodes = [
+        RefusedNode(operator, f"/{operator}", "", "UNSUPPORTED_NODE") for operator in ("If", "Loop", "Loop", "Scan")
+    ]
     message = explain([], nodes).message
     assert "operators If, Loop, Scan: /If (If); /Loop (Loop); /Loop (Loop) and 1 more." in message
+
+
+def test_of_several_nodes_the_unsupported_ones_are_told() -> None:
+    """The parser goes on after an operator that it does not have, and trips over what hangs on it."""
+    nodes = [
+        RefusedNode("Conv", "/conv", "Invalid Node - /conv", "INVALID_NODE"),
+        RefusedNode("Strange", "/strange", 'creator && "Plugin not found"', "INVALID_NODE"),
+    ]
+    message = explain([], nodes).message
+    assert "operator Strange: /strange (Strange)." in message
+    assert "Conv" not in message
+
+
+@pytest.mark.parametrize(
+    ("code", "hint"), [("UNSUPPORTED_NODE_SHAPE", "another precision or network"), ("INVALID_NODE", "Export the model")]
+)
+def test_a_node_that_is_refused_for_itself_is_no_reason_to_drop_its_operator(code: str, hint: str) -> None:
+    error = explain([], [RefusedNode("Conv", "/conv", "Assertion failed", code)])
+    assert isinstance(error, DeviceInputError)
+    assert "does not take the operator" not in error.message
+    assert hint in error.hint
 
 
 def test_an_empty_log_is_not_explained_away() -> None:

@@ -84,6 +84,7 @@ MUST_BE_SEEN = {
     "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
     "OnnxParser.parse",
     "OnnxParserRefitter.refit_from_file",
+    "ParserError.code",
     "ParserError.node_operator",
     "Refitter.refit_cuda_engine",
     "Runtime.deserialize_cuda_engine",
@@ -181,6 +182,12 @@ def test_a_build_that_fails_says_why(run: Run, version: str) -> None:
     answer = run(version, "refused")
     assert answer["operator"]["raised"] == "DeviceInputError"
     assert "operator GridSample: /warp/GridSample (GridSample)" in answer["operator"]["message"]
+    assert answer["operator by code"]["message"].endswith("(GridSample).  TensorRT says: Assertion failed: rank")
+    assert "mixes number types" in answer["types"]["message"]
+    assert answer["memory of a node"]["raised"] == "OutOfMemoryError"
+    assert (
+        answer["value"]["message"] == "TensorRT refuses the node /warp/GridSample (GridSample): Assertion failed: axis"
+    )
     assert answer["memory"]["raised"] == "OutOfMemoryError"
     assert "14768 MiB" in answer["memory"]["message"]
     assert "15485030400" in answer["log"][0]

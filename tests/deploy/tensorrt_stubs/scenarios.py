@@ -135,15 +135,22 @@ def refused(folder: Path) -> Any:
         journal = shop.config["progress_monitor"].watch
         journal.lines.append(f"[{severity}] {line}")
 
-    refusal = {
+    refusal: dict[tuple[str, str], Any] = {
         ("OnnxParser", "parse"): lambda *_: False,
         ("OnnxParser", "num_errors"): 1,
         ("ParserError", "node_operator"): lambda: "GridSample",
         ("ParserError", "node_name"): lambda: "/warp/GridSample",
-        ("ParserError", "desc"): lambda: 'Assertion failed: creator && "Plugin not found"',
     }
-    shop.script.update(refusal)
-    answers["operator"] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "a"))
+    for key, code, text in (
+        ("operator", trt.ErrorCode.INVALID_NODE, 'Assertion failed: creator && "Plugin not found"'),
+        ("operator by code", trt.ErrorCode.UNSUPPORTED_NODE, "Assertion failed: rank"),
+        ("types", trt.ErrorCode.INVALID_NODE, "must have same input types. But they are of types Float and Half."),
+        ("memory of a node", trt.ErrorCode.MEM_ALLOC_FAILED, "Assertion failed: weights"),
+        ("value", trt.ErrorCode.INVALID_VALUE, "Assertion failed: axis"),
+    ):
+        refusal |= {("ParserError", "code"): lambda c=code: c, ("ParserError", "desc"): lambda t=text: t}
+        shop.script.update(refusal)
+        answers[key] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "a"))
     for key in refusal:
         del shop.script[key]
     shop.fail = lambda _network: say("W", "Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
