@@ -113,6 +113,9 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         port: Annotated[int | None, typer.Option(help="Of the board's ssh.")] = None,
         identity: Annotated[Path | None, typer.Option(help="Private key.")] = None,
         option: Annotated[list[str] | None, typer.Option(help="Of ssh, such as ProxyJump=gate; repeatable.")] = None,
+        run_option: Annotated[
+            list[str] | None, typer.Option(help="Of run.py on the board, such as --max-batch=1; repeatable.")
+        ] = None,
         python: Annotated[str, typer.Option(help="The board's Python.")] = "python3",
         debug: Debug = False,
     ) -> None:
@@ -123,6 +126,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         arguments = ["--backend", backend, "--seconds", f"{seconds:g}"]
         arguments += [] if threads is None else ["--threads", str(threads)]
         arguments += [] if energy else ["--no-energy"]
+        arguments += run_option or ()
         result = run_there(
             host,
             bundle,

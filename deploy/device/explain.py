@@ -171,7 +171,7 @@ def _out_of_memory(text: str) -> DeviceError | None:
     where = f" at {node['node']}" if node else ""
     return OutOfMemoryError(
         f"the memory did not suffice to build the engine{where}{size}.",
-        f"Lower the largest batch, the workspace limit or the optimisation level.  {SWAP}",
+        f"Lower the largest batch (on a board --max-batch 1, else --batch 1), --workspace MIB or --level.  {SWAP}",
     )
 
 
@@ -191,7 +191,7 @@ def _no_implementation(text: str) -> DeviceError | None:
         return None
     return BuildError(
         f"TensorRT has no implementation for {node['node']} within the limits given.",
-        "Raise the workspace limit or the optimisation level, or try another precision.",
+        "Raise --workspace or --level, or try another precision.",
     )
 
 

@@ -11,8 +11,8 @@ import contextlib
 import datetime
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from .contents import Bundle, open_bundle
 from .errors import DeviceError
 from .files import read_json, write_json
 from .measure import Session, answers, measure_latency, measure_stages, summarize, wilson
+from .options import build_settings, predict_options, run_options
 from .parts import EXIT_DEFECT, EXIT_KEPT, EXIT_MISSED, exit_code_of
-from .runtimes import RUNTIMES, open_session, require
+from .runtimes import Ready, open_session, prepare, require
 from .verdict import judge, misses, table
 
 SCHEMA_VERSION = 1
@@ -35,7 +36,7 @@ RESULT = "result.json"
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path | None = None) -> int:
-    """The program; returns its exit code: 0 kept, 1 a limit missed, 2 bad input, 3 a part of the board missing.
+    """The program; returns its exit code: 0 kept, 1 a limit missed, 2 bad input, 3 the board lacks a part or memory.
 
     Args:
         arguments: of the command line; default: this process's.
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None, folder: Path | None = None) -> 
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["predict"]:
-            return _predict(_predict_options(given[1:]), folder)
-        return _run(_run_options(given), folder)
+            return _predict(predict_options(given[1:]), folder)
+        return _run(run_options(given), folder)
     except DeviceError as error:
         sys.stderr.write(f"error: {error}\n")
         return exit_code_of(error)
@@ -58,41 +59,6 @@ def main(arguments: Sequence[str] | None = None, folder: Path | None = None) -> 
         return EXIT_DEFECT
 
 
-def _run_options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="run.py",
-        description="Verify, build, check and measure this bundle; `run.py predict IMAGE...` classifies images.",
-        epilog="Exit code: 0 kept, 1 a limit missed, 2 bad input, 3 a part of the board is missing.",
-    )
-    _shared_options(parser)
-    parser.add_argument("--seconds", type=_positive, default=5.0, help="measured for each model (default 5)")
-    parser.add_argument("--no-energy", action="store_true", help="leave out the pass that measures power")
-    return parser.parse_args(arguments)
-
-
-def _predict_options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="run.py predict", description="Classify images: .npy arrays, or files with Pillow."
-    )
-    _shared_options(parser)
-    parser.add_argument("--precision", help="which model (default: the last run's winner, else the first)")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    return parser.parse_args(arguments)
-
-
-def _shared_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backend", choices=RUNTIMES, default=RUNTIMES[0], help="never another than this one")
-    parser.add_argument("--threads", type=int, default=0, help="of ONNX Runtime (default: its own choice)")
-    parser.add_argument("--output", type=Path, help="folder of result.json, traces and engines (default: the bundle's)")
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("must be positive")
-    return value
-
-
 @dataclass
 class _Run:
     """One run over one bundle."""
@@ -101,6 +67,8 @@ class _Run:
     bundle: Bundle
     output: Path
     result: dict[str, Any]
+    reason: DeviceError = field(default_factory=lambda: DeviceError("no model."))
+    """Why the last precision that failed did."""
 
     def save(self) -> None:
         write_json(self.output / RESULT, self.result)
@@ -128,9 +96,11 @@ def _begin(run: _Run, version: str) -> dict[str, Any]:
         "bundle": {"name": run.bundle.name, "digest": run.bundle.digest},
         "runtime": {"name": run.options.backend, "version": version},
     }
+    build = None if run.options.backend == "onnxruntime" else build_settings(run.options).as_dict()
     before = _read_result(run.output)
     same = all(before.get(key) == value for key, value in identity.items()) and not before.get("complete")
     kept = []
+    same = same and before.get("settings", {}).get("build") == build  # another engine may answer otherwise
     if same and before.get("board", {}).get("name") == board["name"]:
         fields = ("precision", "sha256", "accuracy")  # latency and energy are of one sitting, and measured anew
         kept = [{key: model[key] for key in fields} for model in before["models"] if "accuracy" in model]
@@ -141,7 +111,12 @@ def _begin(run: _Run, version: str) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         **identity,
         "board": board,
-        "settings": {"seconds": run.options.seconds, "images": len(run.bundle.labels), "threads": run.options.threads},
+        "settings": {
+            "seconds": run.options.seconds,
+            "images": len(run.bundle.labels),
+            "threads": run.options.threads,
+            "build": build,
+        },
         "limits": {
             "min_accuracy": run.bundle.limits.min_accuracy,
             "max_latency_ms": run.bundle.limits.max_latency_ms,
@@ -166,29 +141,39 @@ def _model(run: _Run, precision: str) -> dict[str, Any]:
 def _open_sessions(run: _Run, stack: contextlib.ExitStack) -> dict[str, Session]:
     """A session for each precision; one that this board cannot run is reported, and the others go on.
 
+    All engines are built before the first is opened: a build needs the memory that open engines hold.
+
     Raises:
         DeviceError: none can be run.
     """
+    options, settings = run.options, build_settings(run.options)
+    ready: dict[str, Ready] = {}
     sessions: dict[str, Session] = {}
-    reason = DeviceError("no model.")
     for precision, path in run.bundle.models.items():
-        _say(f"{precision}: opening ({run.options.backend})")
-        try:
-            session, engine = open_session(
-                run.options.backend, path, run.output / "engines", threads=run.options.threads, say=_say
-            )
-        except DeviceError as error:
-            reason = error
-            run.result["failed"][precision] = str(error)
-            _say(f"{precision}: {error}")
-            continue
-        stack.callback(session.close)
-        sessions[precision] = session
-        _model(run, precision).update(session=session.describe(), engine=engine, shape=list(session.input_shape))
-        run.save()
+        _say(f"{precision}: preparing ({options.backend})")
+        with _reported(run, precision):
+            ready[precision] = prepare(options.backend, path, run.output / "engines", settings=settings, say=_say)
+    for precision, made in ready.items():
+        with _reported(run, precision):
+            session = sessions[precision] = open_session(made, threads=options.threads)
+            stack.callback(session.close)
+            model = _model(run, precision)
+            model.update(session=session.describe(), engine=made.engine, shape=list(session.input_shape))
+            run.save()
     if not sessions:
-        raise reason
+        raise run.reason
     return sessions
+
+
+@contextlib.contextmanager
+def _reported(run: _Run, precision: str) -> Iterator[None]:
+    """What fails here takes this precision out of the run, and is told."""
+    try:
+        yield
+    except DeviceError as error:
+        run.reason = error
+        run.result["failed"][precision] = str(error)
+        _say(f"{precision}: {error}")
 
 
 def _check_accuracy(run: _Run, precision: str, session: Session) -> None:
@@ -261,10 +246,9 @@ def _predict(options: argparse.Namespace, folder: Path) -> int:
     precision = options.precision or _winner(bundle, output, options.backend) or next(iter(bundle.models))
     if precision not in bundle.models:
         raise DeviceError(f"the bundle has no model '{precision}'.", f"Valid: {', '.join(bundle.models)}.")
-    session, _ = open_session(
-        options.backend, bundle.models[precision], output / "engines", threads=options.threads, say=_whisper
-    )
-    with contextlib.closing(session):
+    model, settings = bundle.models[precision], build_settings(options)
+    ready = prepare(options.backend, model, output / "engines", settings=settings, say=_whisper)
+    with contextlib.closing(open_session(ready, threads=options.threads)) as session:
         _whisper(f"{bundle.name} {precision}, {session.describe()['backend']}")
         for path in options.images:
             logits = session.run(bundle.preprocessing.load(path)[None])[0].astype(np.float64)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .engine_settings import BuildSettings
 from .inspector import describe, inspect_engine
 from .manifest import sha256_of
 from .measure import Session
@@ -39,30 +41,38 @@ class _Tenths:
             self._say(f"{self._what} {tenth * 10} %")
 
 
-def open_session(
-    runtime: str, onnx: Path, cache: Path, *, threads: int, say: Callable[[str], None]
-) -> tuple[Session, dict[str, Any] | None]:
-    """A session of ``onnx``, and what is known of its engine (None where the runtime has none).
+@dataclass(frozen=True)
+class Ready:
+    """What a session is opened of."""
+
+    runtime: str
+    file: Path
+    """The model, or the engine built of it."""
+    engine: dict[str, Any] | None = None
+    """What is known of the engine; None where the runtime has none."""
+
+
+def prepare(runtime: str, onnx: Path, cache: Path, *, settings: BuildSettings, say: Callable[[str], None]) -> Ready:
+    """Build the engine of ``onnx`` where the runtime has engines; nothing stays in the device's memory.
 
     Args:
         runtime: of ``RUNTIMES``.
         onnx: the model.
         cache: folder of built engines; TensorRT builds only what is not there.
-        threads: for ONNX Runtime; 0 for its default.
+        settings: of the build.
         say: is told what goes on.
 
     Raises:
-        DeviceError: the file is not what the runtime takes, or the engine cannot be built.
+        DeviceError: the engine cannot be built.
         DeviceMissingError: the runtime is not on this board.
     """
     require(runtime)
     if runtime == "onnxruntime":
-        return OnnxSession(onnx, threads=threads), None
-    from .engine import BuildSettings, build_engine
-    from .session import EngineSession
+        return Ready(runtime, onnx)
+    from .engine import build_engine
 
     start = time.perf_counter()
-    plan = build_engine(onnx, BuildSettings(), cache, progress=_Tenths(f"{onnx.stem}: building", say))
+    plan = build_engine(onnx, settings, cache, progress=_Tenths(f"{onnx.stem}: building", say))
     seconds = time.perf_counter() - start
     engine: dict[str, Any] = {
         "file": plan.name,
@@ -71,5 +81,22 @@ def open_session(
         "seconds": round(seconds, 3),
         "layers": inspect_engine(plan),
     }
-    say(f"{onnx.stem}: {describe(engine['layers'])}")
-    return EngineSession(plan, cuda_graph=True), engine
+    say(f"{onnx.stem}: {describe(engine['layers'], dla=settings.dla_core is not None)}")
+    return Ready(runtime, plan, engine)
+
+
+def open_session(ready: Ready, *, threads: int) -> Session:
+    """A session of what was prepared.
+
+    Args:
+        ready: by :func:`prepare`.
+        threads: for ONNX Runtime; 0 for its default.
+
+    Raises:
+        DeviceError: the file is not what the runtime takes, or the device's memory does not hold it.
+    """
+    if ready.runtime == "onnxruntime":
+        return OnnxSession(ready.file, threads=threads)
+    from .session import EngineSession
+
+    return EngineSession(ready.file, cuda_graph=True)

@@ -171,6 +171,26 @@ def test_a_benchmark_names_each_file_by_its_digest_and_shape(own_run: Path, tmp_
         assert (measured[name]["sha256"], measured[name]["input_shape"]) == (digest, [3, 32, 32])
 
 
+def test_what_run_py_is_told_goes_through_deploy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from iekd.compress import device_commands
+    from iekd.deploy import device_results, remote
+
+    def there(host: str, bundle: Path, **given: Any) -> Path:
+        told.extend(given["arguments"])
+        return tmp_path / "result.json"
+
+    told: list[str] = []
+    app = typer.Typer()
+    device_commands.add_commands(app, Console())
+    monkeypatch.setattr(remote, "deploy", there)
+    kept = SimpleNamespace(verdict=SimpleNamespace(kept=True))
+    monkeypatch.setattr(device_results, "read_device_result", lambda path: kept)
+    given = ["--run-option=--max-batch=1", "--run-option=--workspace=512"]
+    done = CliRunner().invoke(app, ["deploy", "user@board", "student.zip", "--seconds", "2", *given])
+    assert done.exit_code == 0, done.output
+    assert told == ["--backend", "tensorrt", "--seconds", "2", "--max-batch=1", "--workspace=512"]
+
+
 def test_where_the_time_of_a_call_goes_is_told(own_run: Path, tmp_path: Path) -> None:
     given = ("bench", str(own_run / "student.onnx"), "--backend", "openvino", "--seconds", "0.1", "--threads", "1")
     found = command(*given, cwd=tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import types
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -282,57 +281,6 @@ def test_energy_is_measured_where_the_board_can(
     assert found["joules_above_rest"] == pytest.approx(0)
     assert found["rails"] == ["VDD_IN"]
     assert "mJ/inference" in capsys.readouterr().out
-
-
-def test_the_tensorrt_path_keeps_to_the_agreed_interface(
-    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """No TensorRT here: ``engine`` and ``session`` are doubles of their interface, and only the order is looked at."""
-    calls: list[str] = []
-
-    def build_engine(onnx: Path, settings: Any, cache: Path, *, progress: Any = None, log: Any = None) -> Path:
-        calls.append(f"build {onnx.stem}")
-        cache.mkdir(exist_ok=True)
-        for step in range(1, 101):
-            progress(step / 100, "a phase")
-        plan = cache / f"{onnx.stem}.plan"
-        plan.write_bytes(onnx.read_bytes())
-        if onnx.stem == "fp16":  # the other engine's layers are missing, which must not keep it from running
-            plan.with_suffix(".layers.json").write_text(
-                '{"Layers": [{"Name": "conv", "LayerType": "DLA"}, "Reformat"]}'
-            )
-        return plan
-
-    class EngineSession(OnnxSession):
-        def __init__(self, path: Path, cuda_graph: bool = True) -> None:
-            calls.append(f"open {path.stem}")
-            super().__init__(path, threads=1)
-            self.most = 16
-
-        def run(self, images: np.ndarray) -> np.ndarray:
-            assert len(images) <= 16
-            return super().run(images)
-
-        def close(self) -> None:
-            calls.append("close")
-            super().close()
-
-    engine = types.SimpleNamespace(BuildSettings=lambda: None, build_engine=build_engine)
-    monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
-    monkeypatch.setitem(sys.modules, "iekd.deploy.device.engine", engine)
-    monkeypatch.setitem(sys.modules, "iekd.deploy.device.session", types.SimpleNamespace(EngineSession=EngineSession))
-    folder = unpacked(tmp_path, models)
-    assert run.main(["--seconds", "0.05"], folder) == 0
-    assert calls == ["build fp16", "open fp16", "build fp32", "open fp32", "close", "close"]
-    result = result_of(folder)
-    assert result["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
-    told = capsys.readouterr().out
-    assert told.count("fp16: building ") == 10
-    assert "fp16: 2 layers" in told
-    engines = {model["precision"]: model["engine"] for model in result["models"]}
-    assert engines["fp16"]["bytes"] == (folder / "engines" / "fp16.plan").stat().st_size
-    assert engines["fp16"]["layers"]["devices"] == {"DLA": 1}
-    assert "fp32.layers.json cannot be read" in engines["fp32"]["layers"]["error"]
 
 
 def test_the_launcher_without_numpy(tmp_path: Path, models: dict[str, Path]) -> None:

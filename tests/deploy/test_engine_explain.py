@@ -164,7 +164,7 @@ def test_a_log_is_explained(name: str) -> None:
 
 def test_too_little_memory_names_limits_and_swap() -> None:
     error = explain(["[E] Error Code 1: Cuda Runtime (out of memory)"])
-    assert "workspace limit" in error.hint
+    assert "--workspace MIB" in error.hint
     assert "sudo swapon /swapfile" in error.hint
 
 
