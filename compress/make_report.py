@@ -102,7 +102,7 @@ def _curves(stages: dict[str, dict[str, Any]]) -> list[results.Curve]:
         ("prune", "pruned student", "curves"),
         ("quantize", "student under int8", "curves"),
     ):
-        curves: dict[str, list[float]] = stages.get(stage, {}).get("result", {}).get(key, {})
+        curves: dict[str, list[float | None]] = stages.get(stage, {}).get("result", {}).get(key, {})
         found += [results.Curve(stage=title, name=name, values=values) for name, values in curves.items()]
     return found
 

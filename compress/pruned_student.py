@@ -33,7 +33,7 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module) -> dict[str, Any]:
     history: list[dict[str, Any]] = []
     epochs = config.prune_epochs or max(1, plan.epochs // 2)
     accuracies: list[float] = []
-    curves: dict[str, list[float]] = {}
+    curves: dict[str, list[float | None]] = {}
     for step in range(config.prune_steps):
         cut = prune(
             artefact.network.cpu(),

@@ -70,7 +70,7 @@ def train_quantized(scheme: str, plan: Plan, job: Job, teacher: nn.Module, given
 
 def train_network_quantized(
     network: nn.Module, teacher: nn.Module, schedule: Schedule, job: Job, scheme: str
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """Train ``network`` in place as :func:`distill_network` does, under simulated quantisation; returns its curves."""
     images = torch.from_numpy(job.some_images(job.data.train, RANGE_IMAGES)).to(job.device)
 

@@ -11,6 +11,7 @@ import json
 import math
 import random
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,7 +58,8 @@ class FitSettings:
 class History:
     """What was logged, one value an epoch and quantity; also the record of how far training has come."""
 
-    figures: dict[str, list[float]] = field(default_factory=dict)
+    figures: dict[str, list[float | None]] = field(default_factory=dict)
+    """None in epochs that lacked the quantity, such as a loss term of a teacher that waited throughout."""
 
     @property
     def epochs(self) -> int:
@@ -66,8 +68,11 @@ class History:
 
     def append(self, figures: Figures) -> None:
         """Add one epoch."""
-        for name, value in figures.items():
-            self.figures.setdefault(name, []).append(value)
+        before = self.epochs
+        for name in figures:
+            self.figures.setdefault(name, [None] * before)
+        for name, values in self.figures.items():
+            values.append(figures.get(name))
 
 
 def fit(
@@ -144,17 +149,19 @@ class _Loop:
     inputs: Callable[[Any], tuple[Any, ...]]
 
     def epoch(self, epoch: int, loader: DataLoader[Any]) -> Figures:
-        """One pass over ``loader``; returns the mean of each term and of their sum."""
+        """One pass over ``loader``; returns the mean of each term, over the steps that had it, and of their sum."""
         steps = len(loader)
         totals: dict[str, Tensor] = {}
+        counts: Counter[str] = Counter()
         for step, batch in enumerate(loader):
             _set_lr(self.optimizer, learning_rate(self.settings, epoch * steps + step, steps))
             terms = self.step(batch, epoch, step)
+            counts.update(terms.keys())
             for key, term in terms.items():
                 totals[key] = totals.get(key, torch.zeros_like(term)) + term
             detail = f"epoch {epoch + 1}/{self.settings.epochs}  loss {terms['loss'].item():.3f}"
             self.observer.stage_advanced(self.name, epoch * steps + step + 1, detail)
-        means = {key: self.accelerator.reduce(total / max(1, steps), "mean").item() for key, total in totals.items()}
+        means = {key: self.accelerator.reduce(total / counts[key], "mean").item() for key, total in totals.items()}
         return {**means, "lr": learning_rate(self.settings, epoch * steps, steps)}
 
     def step(self, batch: Any, epoch: int, step: int) -> dict[str, Tensor]:
@@ -213,7 +220,7 @@ def _refuse_non_finite(terms: dict[str, Tensor], name: str, epoch: int, step: in
 
 
 def _save(folder: Path, task: nn.Module, optimizer: Any, history: History) -> None:
-    accuracies = history.figures.get("accuracy", [])
+    accuracies = [value for value in history.figures.get("accuracy", []) if value is not None]
     state = {
         "task": task.state_dict(),
         "optimizer": optimizer.state_dict(),

@@ -129,9 +129,10 @@ def curve(found: Curve) -> str:
     def draw(axes: Axes) -> None:
         epochs = np.arange(1, len(found.values) + 1)
         percent = found.name == "accuracy"
-        values = np.array(found.values) * (100 if percent else 1)
+        values = np.array(found.values, dtype=float) * (100 if percent else 1)  # None becomes NaN, which is not drawn
         colour = _COLOURS.get(found.stage, INK)
-        axes.plot(epochs, values, "o-" if len(epochs) < 40 else "-", color=colour, markersize=3, linewidth=1.4)
+        style = "o-" if len(epochs) < 40 or np.isnan(values).any() else "-"  # an epoch between gaps is but a point
+        axes.plot(epochs, values, style, color=colour, markersize=3, linewidth=1.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))

@@ -162,7 +162,7 @@ class Curve(Record):
 
     stage: str
     name: str
-    values: list[float]
+    values: list[float | None] = Field(description="None in epochs that had no such quantity")
 
 
 class Stage(Record):

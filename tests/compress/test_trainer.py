@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,31 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, step
     assert again.figures == history.figures
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+class Waiting(Task):
+    """Has a second term in two steps of its first and third epoch only."""
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        terms = super().forward(inputs, targets)
+        pull = terms.pop("pull")
+        step = self.calls - 1
+        return {**terms, "pull": 0 * pull + 1 + step % 4} if step // 4 in (0, 2) and step % 4 < 2 else terms
+
+
+def test_a_term_that_some_steps_lack_is_the_mean_of_those_that_had_it(tmp_path: Path) -> None:
+    history = train(Waiting(), tmp_path, 4)
+    assert history.figures["pull"] == [1.5, None, 1.5, None]
+    assert history.epochs == 4
+    kept = torch.load(tmp_path / "last.pt", weights_only=True)["history"]
+    assert json.loads(kept, parse_constant=pytest.fail) == history.figures
+
+
+def test_a_quantity_that_comes_late_stands_in_its_own_epochs() -> None:
+    history = History()
+    for figures in ({"loss": 3.0}, {"loss": 2.0, "pull": 7.0}, {"loss": 1.0}):
+        history.append(figures)
+    assert history.figures == {"loss": [3.0, 2.0, 1.0], "pull": [None, 7.0, None]}
 
 
 def test_a_finished_training_is_read_back(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from report_samples import sample_report
 
+from iekd.deploy import charts
 from iekd.deploy.report import read_report, render, write_report
-from iekd.deploy.results import SCHEMA_VERSION, Report
+from iekd.deploy.results import SCHEMA_VERSION, Curve, Report
 from iekd.errors import InputError
 
 SECTIONS = ["verdict", "summary", "latency", "accuracy", "training", "verification", "environment"]
@@ -48,6 +50,20 @@ def test_damaged_reports_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     with pytest.raises(InputError, match=r"report\.json"):
         read_report(tmp_path / "report.json")
+
+
+def test_a_curve_has_a_gap_where_an_epoch_had_no_such_quantity(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(charts, "_svg", lambda draw, *_: drawn.append(draw))
+    found = Curve(stage="student", name="a.task", values=[None, 2.0, None, 1.0])
+    assert Curve.model_validate_json(found.model_dump_json()) == found
+    charts.curve(found)
+    axes = Figure().subplots()
+    drawn[0](axes)
+    (line,) = axes.get_lines()
+    points = {epoch: value for epoch, value in zip(*line.get_data(), strict=True) if value == value}
+    assert points == {2: 2.0, 4: 1.0}
+    assert line.get_marker() == "o", "a line between gaps would not be seen"
 
 
 def test_the_documented_schema_is_the_one_in_the_code() -> None:
