@@ -28,13 +28,17 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
     """
     if len(a) < FEWEST_IMAGES:
         return b.float().sum() * 0
-    kernels = gram(a), gram(b)
+    return kernel_alignment(gram(a), gram(b)).to(torch.promote_types(b.dtype, torch.float32))
+
+
+def kernel_alignment(a: Tensor, b: Tensor) -> Tensor:
+    """:func:`alignment` of two kernels (B, B) of the same images, four or more."""
     once = torch.ones(len(a), 1, dtype=torch.float64, device=a.device)
-    shared = hsic(*kernels, once)[0]
-    own = hsic(kernels[0], kernels[0], once)[0] * hsic(kernels[1], kernels[1], once)[0]
+    shared = hsic(a, b, once)[0]
+    own = hsic(a, a, once)[0] * hsic(b, b, once)[0]
     defined = own > 0
     found = shared / torch.where(defined, own, 1).sqrt()  # a square root of 0 has no gradient
-    return torch.where(defined, found, 0).to(torch.promote_types(b.dtype, torch.float32))
+    return torch.where(defined, found, 0)
 
 
 def gram(features: Tensor) -> Tensor:

@@ -86,6 +86,9 @@ def build_objective(
             raise InputError(
                 f"{len(teacher)} taps of the teacher against {len(student)} of the student.", "Name as many of each."
             )
+        if settings.inherit_fraction == 1 and settings.inherit_weight is None:
+            # Nothing explores: a lift is then the plain transfer, its weight included.
+            settings = replace(settings, inherit_weight=resolved(parsed.feature, settings, "transfer_weight"))
         for number, shapes in enumerate(zip(teacher, student, strict=True)):
             lifts.append(make_lift(parsed.feature, *shapes, settings, tuple(shape[number] for shape in ensemble)))
     terms = {entry.name: _logit_term(entry, settings, classes) for entry in parsed.logits}

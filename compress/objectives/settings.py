@@ -27,7 +27,8 @@ class ObjectiveSettings:
     explore_margin: float | None = None
     """With ``distance``: a distance beyond this one earns nothing more.  None: only the distance's own bound."""
     inherit_fraction: float = 0.5
-    """Share of the student's channels that inherit; 0 leaves exploration alone, 1 the plain transfer."""
+    """Share of the student's channels that inherit; 0 leaves exploration alone, 1 the plain transfer, whose weight it
+    takes unless ``inherit_weight`` is given."""
     split: str = "natural"
     """Which channels inherit: ``natural`` (the first), ``random`` (seeded) or ``relevance`` (most like the teacher)."""
     seed: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from iekd.compress.objectives.alignment import FEWEST_IMAGES, gram, kernel_alignment
 from iekd.errors import InputError, unknown_name
 
 SPLITS = ("natural", "random", "relevance")
@@ -48,25 +49,22 @@ def divide(order: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def channel_relevance(tap: Tensor, code: Tensor) -> Tensor:
-    """How like the teacher's code each channel of the student is: linear CKA over a probe batch; (channels,) in 0..1.
+    """How like the teacher's code each channel of the student is: linear CKA over a probe batch; (channels,) in -1..1.
 
-    Linear CKA (Kornblith et al., ICML 2019, eq. 3) compares Gram matrices over images, so that maps and codes of any
-    shapes can be compared.
+    The unbiased estimate of :mod:`alignment`, which compares maps and codes of any shapes.  The usual, biased one grows
+    with the dimensions that a channel uses, so that on wide maps noise would outrank a channel that is related.
 
     Args:
-        tap: the student's maps (B, channels, h, w), two images or more.
+        tap: the student's maps (B, channels, h, w).
         code: the teacher's codes (B, ...) of the same images.
+
+    Raises:
+        InputError: fewer images than the estimate needs.
     """
-    teacher = _centred_gram(code.flatten(1).double())
-    teacher = teacher / teacher.norm().clamp(min=1e-30)
-    scores = []
-    for channel in tap.flatten(2).double().unbind(1):
-        gram = _centred_gram(channel)
-        scores.append((gram * teacher).sum() / gram.norm().clamp(min=1e-30))
-    return torch.stack(scores)
-
-
-def _centred_gram(features: Tensor) -> Tensor:
-    """Gram matrix (B, B) of features (B, n) less their mean."""
-    features = features - features.mean(0)
-    return features @ features.t()
+    if len(tap) < FEWEST_IMAGES:
+        raise InputError(
+            f"a split by relevance needs {FEWEST_IMAGES} training images or more, not {len(tap)}.",
+            "Use --split natural or random.",
+        )
+    teacher = gram(code)
+    return torch.stack([kernel_alignment(gram(channel), teacher) for channel in tap.unbind(1)])

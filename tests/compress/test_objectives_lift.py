@@ -9,8 +9,8 @@ import torch
 from objective_samples import STUDENT, TEACHER, answers, objective, randn
 from torch import Tensor
 
-from iekd.compress.objectives import EnsembleTeacher, ObjectiveSettings, build_objective
-from iekd.compress.objectives.split import channel_relevance, split_channels
+from iekd.compress.objectives import OBJECTIVES, EnsembleTeacher, ObjectiveSettings, build_objective
+from iekd.compress.objectives.split import SPLITS, channel_relevance, split_channels
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Features, Tapped, TapShape
@@ -23,23 +23,40 @@ def terms(made: Any, student: Features, teacher: Features, targets: Tensor) -> d
     return found
 
 
+def assert_equal_or_opposite(one: Tensor, other: Tensor, sign: int, tap: Tensor) -> None:
+    """To the last bit, in value and gradient."""
+    assert torch.equal(one, sign * other)
+    gradients = [torch.autograd.grad(term, tap)[0] for term in (one, other)]
+    assert bool(gradients[0].any())
+    assert torch.equal(gradients[0], sign * gradients[1])
+
+
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_a_fraction_of_one_is_exactly_the_plain_transfer(name: str) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("weights", [{}, {"inherit_weight": 3.0, "transfer_weight": 3.0}], ids=["defaults", "given"])
+def test_a_fraction_of_one_is_exactly_the_plain_transfer(name: str, split: str, weights: dict[str, float]) -> None:
     student, teacher, targets = answers()
-    same = {"inherit_weight": 3.0, "transfer_weight": 3.0}
-    whole, plain = objective(f"ie-{name}", inherit_fraction=1.0, **same), objective(name, **same)
+    whole, plain = objective(f"ie-{name}", inherit_fraction=1.0, split=split, **weights), objective(name, **weights)
     for made in (whole, plain):
         made.prepare(student, teacher)
     plain.load_state_dict(whole.state_dict())
     lifted, bare = (terms(made.eval(), student, teacher, targets) for made in (whole, plain))
     assert set(lifted) == {"task", "inherit"}
-    assert torch.equal(lifted["inherit"], bare["transfer"])
+    assert_equal_or_opposite(lifted["inherit"], bare["transfer"], 1, student.taps[0])
+
+
+def test_a_weight_of_inheritance_that_is_given_holds_at_a_fraction_of_one() -> None:
+    given, left_open = (objective("ie-at", inherit_fraction=1.0, inherit_weight=weight) for weight in (3.0, None))
+    assert given.lifts[0].weights.inherit == 3.0
+    assert left_open.lifts[0].weights.inherit == OBJECTIVES["at"].defaults["transfer_weight"]
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
-def test_a_fraction_of_zero_is_exploration_alone(name: str) -> None:
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_fraction_of_zero_is_exactly_exploration_alone(name: str, split: str) -> None:
     student, teacher, targets = answers()
-    made, plain = objective(f"ie-{name}", inherit_fraction=0.0), objective(name)
+    made = objective(f"ie-{name}", inherit_fraction=0.0, split=split)
+    plain = objective(name, transfer_weight=made.lifts[0].weights.explore)
     for each in (made, plain):
         each.prepare(student, teacher)
     state = made.state_dict()
@@ -51,9 +68,7 @@ def test_a_fraction_of_zero_is_exploration_alone(name: str) -> None:
     )
     alone, bare = (terms(each.eval(), student, teacher, targets) for each in (made, plain))
     assert set(alone) == {"task", "explore"}
-    lift = made.lifts[0]
-    distance = bare["transfer"] / plain.lifts[0].weights.transfer
-    assert alone["explore"].item() == pytest.approx(-lift.weights.explore * distance.item(), rel=1e-5)
+    assert_equal_or_opposite(alone["explore"], bare["transfer"], -1, student.taps[0])
 
 
 @pytest.mark.parametrize("name", TRANSFERS)
@@ -97,9 +112,30 @@ def test_a_split_by_relevance_gives_the_channels_most_like_the_teacher_to_inheri
     for channel, source in zip(alike, (0, 3, 5), strict=True):
         tap[:, channel] = 4 * code[:, source] + 0.1 * tap[:, channel]
     relevance = channel_relevance(tap, code)
-    assert bool(((relevance >= 0) & (relevance <= 1 + 1e-9)).all())
+    assert bool((relevance.abs() <= 1 + 1e-9).all())
     assert set(relevance.argsort(descending=True)[:3].tolist()) == set(alike)
     assert channel_relevance(3 * tap + 1, 0.5 * code).tolist() == pytest.approx(relevance.tolist(), rel=1e-6)
+
+
+def test_a_channel_that_is_related_outranks_noise_of_more_dimensions() -> None:
+    """The biased CKA of noise grows with its dimensions, here beyond that of a related channel of one dimension."""
+    code = randn(256, 6, 4, 4)
+    tap = randn(256, 8, 8, 8, seed=1)
+    pattern = randn(1, 8, 8, seed=2)
+    for channel, source in ((5, 0), (2, 3)):
+        tap[:, channel] = code[:, source, 1, 1, None, None] * pattern
+    kernels = [
+        (flat - flat.mean(0)) @ (flat - flat.mean(0)).t() for flat in (*tap.flatten(2).unbind(1), code.flatten(1))
+    ]
+    biased = [((kernel * kernels[-1]).sum() / kernel.norm()).item() for kernel in kernels[:-1]]
+    assert max(biased[2], biased[5]) < min(value for channel, value in enumerate(biased) if channel not in (2, 5))
+    relevance = channel_relevance(tap, code)
+    assert set(relevance.argsort(descending=True)[:2].tolist()) == {2, 5}
+
+
+def test_relevance_needs_a_probe_of_several_images() -> None:
+    with pytest.raises(InputError, match="needs 4 training images or more, not 3"):
+        channel_relevance(randn(3, 4, 2, 2), randn(3, 5))
 
 
 def test_relevance_is_settled_by_the_probe_and_stored() -> None:
