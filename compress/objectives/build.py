@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from iekd.compress.objectives.base import Objective, TeacherRecord
-from iekd.compress.objectives.catalogue import OBJECTIVES, Entry
+from iekd.compress.objectives.catalogue import OBJECTIVES, Entry, valid_names
 from iekd.compress.objectives.composite import Composite, LogitTerm
 from iekd.compress.objectives.ensemble import EnsembleTransfer
 from iekd.compress.objectives.lift import InheritExplore, Weights
@@ -39,7 +39,7 @@ def parse_objective(name: str) -> Parsed:
     entries = []
     for part in name.lower().split("+"):
         if part not in OBJECTIVES:
-            raise unknown_name("objective", part, OBJECTIVES, listed_by=_LISTED_BY)
+            raise unknown_name("objective", part, OBJECTIVES, in_words=valid_names())
         entries.append(OBJECTIVES[part])
     mutual = [entry.name for entry in entries if entry.kind == "mutual"]
     if mutual:

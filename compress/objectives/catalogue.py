@@ -10,6 +10,15 @@ from dataclasses import dataclass, field, replace
 
 _HERE = "iekd.compress.objectives"
 
+KINDS = {
+    "labels": "labels alone",
+    "logits": "logits",
+    "transfer": "features",
+    "lift": "inherit and explore",
+    "mutual": "two networks together",
+}
+"""Kinds of terms, in words."""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -17,7 +26,7 @@ class Entry:
 
     Attributes:
         name: as the user writes it.
-        kind: ``labels``, ``logits``, ``transfer``, ``lift`` or ``mutual``.
+        kind: one of :data:`KINDS`.
         summary: a few words.
         paper: where it was published.
         target: ``package.module:name`` of the class or function, imported on first use.
@@ -155,8 +164,14 @@ for _entry in _ENTRIES:
 
 def describe_objectives() -> tuple[Entry, ...]:
     """All terms: labels, logits, transfers, lifts, mutual."""
-    kinds = ("labels", "logits", "transfer", "lift", "mutual")
-    return tuple(sorted(OBJECTIVES.values(), key=lambda entry: kinds.index(entry.kind)))
+    return tuple(sorted(OBJECTIVES.values(), key=lambda entry: list(KINDS).index(entry.kind)))
+
+
+def valid_names() -> str:
+    """The terms by kind, and how they are joined, in one line."""
+    groups = {kind: [entry.name for entry in OBJECTIVES.values() if entry.kind == kind] for kind in KINDS}
+    listed = "; ".join(f"{', '.join(names)} ({KINDS[kind]})" for kind, names in groups.items())
+    return f"{listed}; joined by +, such as ie-ft+kd"
 
 
 def is_mutual(name: str) -> bool:

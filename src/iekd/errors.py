@@ -58,16 +58,23 @@ class EnvironmentMissingError(IekdError):
     exit_code = EXIT_ENVIRONMENT
 
 
-def unknown_name(kind: str, name: str, valid: Iterable[str], *, listed_by: str = "") -> InputError:
-    """An error for a name that is not in ``valid``, with close matches or, where few, all valid names."""
+def unknown_name(kind: str, name: str, valid: Iterable[str], *, listed_by: str = "", in_words: str = "") -> InputError:
+    """An error for a name that is not in ``valid``, with close matches or, where few, all valid names.
+
+    Args:
+        kind: what it should have named.
+        name: as given.
+        valid: all that it could have been.
+        listed_by: a command that lists them.
+        in_words: them as a phrase, which is then shown in any case.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=4, cutoff=0.5)
-    if close:
-        hint = f"Did you mean {', '.join(close)}?"
-    elif len(names) <= 25:
+    hint = f"Did you mean {', '.join(close)}?" if close else ""
+    if in_words:
+        hint = f"{hint}  Valid: {in_words}.".strip()
+    elif not close and len(names) <= 25:
         hint = f"Valid: {', '.join(names)}."
-    else:
-        hint = ""
     if listed_by:
         hint = f"{hint}  `{listed_by}` lists them.".strip()
     return InputError(f"unknown {kind} '{name}'.", hint)

@@ -109,7 +109,8 @@ def test_stages_one_by_one_on_photographs(small_folder: Path, tmp_path: Path) ->
         ({"data": "folder:nowhere"}, ["nowhere"]),
         ({"teacher_weights": "nowhere.pth"}, ["no weights at 'nowhere.pth'"]),
         ({"batch_size": 500}, ["500", "128"]),
-        ({"objective": "ie-fx"}, ["unknown objective 'ie-fx'", "ie-ft"]),
+        ({"objective": "ie-fx"}, ["unknown objective 'ie-fx'", "Did you mean ie-ft", "dkd, dist", "at, ft", "dml"]),
+        ({"objective": "relational"}, ["unknown objective 'relational'", "dkd, dist", "(features)", "joined by +"]),
         ({"tap": "9"}, ["has no tap 9", "Valid: 0 to"]),
         ({"max_latency": "soon"}, ["--max-latency 'soon'"]),
         ({"epochs": "0"}, ["--epochs 0"]),
@@ -117,6 +118,27 @@ def test_stages_one_by_one_on_photographs(small_folder: Path, tmp_path: Path) ->
 )
 def test_bad_input_is_one_line(tmp_path: Path, changes: dict[str, str], words: list[str]) -> None:
     refused(command(*arguments(out="run", **changes), cwd=tmp_path), *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"inherit_fraction": 0.0005}, ["--inherit-fraction 0.0005 of", "leaves a part empty"]),
+        (
+            {"objective": "kd", "teacher": "of ten classes"},
+            ["was trained for 10 classes", "the data has 2 (dark, light"],
+        ),
+        ({"objective": "dkd"}, ["dkd needs 3 classes or more, the data has 2", "Use kd"]),
+        ({"objective": "dml", "student": None}, ["no student given", "--student"]),
+    ],
+)
+def test_what_an_objective_cannot_be_given_is_one_line(
+    changes: dict[str, str | None], words: list[str], small_folder: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    two_classes = {"data": f"folder:{small_folder}", "train_limit": None, "val_limit": None, "batch_size": 4}
+    if "teacher" in changes:
+        changes = {**changes, "teacher": str(finished_run / "teacher"), "teacher_weights": "auto"}
+    refused(command(*arguments(**{**two_classes, **changes}, out="run"), cwd=tmp_path), *words)
 
 
 def test_weights_of_another_network_or_class_count(tmp_path: Path) -> None:
