@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iekd.compress.objectives import Objective, ObjectiveSettings, build_objective
 from iekd.models.taps import Features, TapShape
@@ -54,6 +54,20 @@ def features(taps: tuple[TapShape, ...], batch: int, classes: int, seed: int, dt
     logits = randn(batch, classes, seed=seed).to(dtype).requires_grad_()
     maps = tuple(randn(batch, *tap, seed=seed + 1 + n).to(dtype).requires_grad_() for n, tap in enumerate(taps))
     return Features(logits, maps)
+
+
+class Says(nn.Module):
+    """A tapped network that gives one answer, whatever it is shown."""
+
+    stages = (0,)
+
+    def __init__(self, answer: Features) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> Features:
+        """The answer."""
+        return self.answer
 
 
 def answers(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import objective_table
 import pytest
+import torch
 
 import iekd
 from iekd.compress.objectives import catalogue
@@ -40,8 +41,13 @@ def test_the_new_objective_passes_what_the_table_asks(row: objective_table.Row) 
     every.test_terms_are_named_and_reach_student_and_heads(row)
     every.test_training_lowers_the_loss_and_leaves_the_teachers_side_alone(row)
     every.test_the_state_goes_round_through_a_file(row)
+    every.test_pretraining_reports_finite_losses_that_fall(row)
     every.test_records_are_compact_and_survive_half_precision(row)
     every.test_exploration_is_bounded(row)
+    every.test_bf16_is_close_to_float32(row)
+    for images, classes in every.batches_and_classes(row):
+        for dtype in (torch.float32, torch.bfloat16):
+            every.test_small_batches_two_classes_and_bf16(row, images, classes, dtype)
 
 
 def test_the_new_objective_trains_resumes_and_exports(row: objective_table.Row, tmp_path: Path) -> None:

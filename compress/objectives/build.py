@@ -133,9 +133,9 @@ def resolved(entry: Entry, settings: ObjectiveSettings, field: str) -> float:
 
 
 def _logit_term(entry: Entry, settings: ObjectiveSettings, classes: int) -> LogitTerm:
-    if classes < 3 and entry.name in ("dkd", "lskd"):
-        why = {"dkd": "there is only one wrong class to distil", "lskd": "two standardised logits say only their order"}
+    if classes < entry.fewest_classes:
         raise InputError(
-            f"{entry.name} needs 3 classes or more, the data has {classes}: {why[entry.name]}.", "Use kd instead."
+            f"{entry.name} needs {entry.fewest_classes} classes or more, the data has {classes}: {entry.why}.",
+            "Use kd instead.",
         )
     return LogitTerm(load(entry), resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature"))

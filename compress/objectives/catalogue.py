@@ -30,7 +30,10 @@ class Entry:
         summary: a few words.
         paper: where it was published.
         target: ``package.module:name`` of the class or function, imported on first use.
-        defaults: what the settings fall back to for this term; docs/method.md says where each value comes from.
+        defaults: what the settings fall back to for this term; docs/method.md says where each value comes from.  A
+            mutual mode with an ``inherit_weight`` lifts a transfer.
+        fewest_classes: that leave the term something to teach.
+        why: what it lacks with fewer.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Entry:
     paper: str = ""
     target: str = ""
     defaults: Mapping[str, float] = field(default_factory=dict)
+    fewest_classes: int = 2
+    why: str = ""
 
 
 _ENTRIES = (
@@ -58,6 +63,8 @@ _ENTRIES = (
         "Zhao et al., CVPR 2022, arXiv 2203.08679",
         f"{_HERE}.logits:decoupled",
         {"kd_weight": 1.0, "temperature": 4.0},
+        fewest_classes=3,
+        why="there is only one wrong class to distil",
     ),
     Entry(
         "dist",
@@ -74,6 +81,8 @@ _ENTRIES = (
         "Sun et al., CVPR 2024, arXiv 2403.01427",
         f"{_HERE}.logits:standardised",
         {"kd_weight": 9.0, "temperature": 2.0},
+        fewest_classes=3,
+        why="two standardised logits say only their order",
     ),
     Entry(
         "ats",

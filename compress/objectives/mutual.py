@@ -16,11 +16,12 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iekd.compress.objectives.build import make_lift, resolved
-from iekd.compress.objectives.catalogue import OBJECTIVES
+from iekd.compress.objectives.build import load, make_lift, resolved
+from iekd.compress.objectives.catalogue import OBJECTIVES, Entry
 from iekd.compress.objectives.lift import InheritExplore, Learners, records, suffix
 from iekd.compress.objectives.logits import distillation_loss
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.objectives.transfer import Transfer
 from iekd.errors import InputError, unknown_name
 from iekd.models.taps import Features, Tapped
 
@@ -38,41 +39,48 @@ def build_mutual(
         transfer: what ``ie-dml`` lifts.
 
     Raises:
-        InputError: another name, not two networks, or settings that need a finished teacher.
+        InputError: another name, not two networks or one of them twice, or settings that need a finished teacher.
     """
+    name = name.lower()
     modes = [entry.name for entry in OBJECTIVES.values() if entry.kind == "mutual"]
     if name not in modes:
         raise unknown_name("mode of mutual learning", name, modes)
-    if len(networks) != 2 or networks[0] is networks[1]:
-        raise InputError(f"{name} trains two networks together, not {len(set(networks))}.", "Name two.")
+    distinct = len({id(tapped.network) for tapped in networks})  # one network may be tapped twice
+    if len(networks) != 2 or distinct != 2:
+        raise InputError(f"{name} trains two networks together, not {distinct}.", "Give two different ones.")
     entry = OBJECTIVES[name]
     a, b = networks
     weights = MutualWeights(
         settings.task_weight, resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature")
     )
-    if name == "switokd":
-        return Switchable(a, b, weights)
-    if name == "dml":
-        return DeepMutual(a, b, weights)
-    return DeepMutual(
-        a, b, weights, (_lifts(a, b, image_size, settings, transfer), _lifts(b, a, image_size, settings, transfer))
+    kind: type[DeepMutual] = load(entry)
+    if "inherit_weight" not in entry.defaults:
+        return kind(a, b, weights)
+    lift = _lift_for(entry, settings, transfer)
+    shapes = [tapped.shapes(image_size) for tapped in networks]
+    of_a, of_b = (
+        [make_lift(lift, *pair, settings) for pair in zip(other, own, strict=True)]
+        for own, other in (shapes, shapes[::-1])
     )
+    return kind(a, b, weights, (of_a, of_b))
 
 
-def _lifts(
-    own: Tapped, other: Tapped, image_size: int, settings: ObjectiveSettings, transfer: str
-) -> list[InheritExplore]:
-    lifts = {entry.name for entry in OBJECTIVES.values() if entry.kind == "lift"} - {"ie-od"}
+def _lift_for(entry: Entry, settings: ObjectiveSettings, transfer: str) -> Entry:
+    """The lift of ``transfer`` with the weights of a mutual mode."""
+    # What a transfer estimates from a finished teacher, such as OD's margins, nobody estimates here.
+    lifts = {
+        lift.name: lift
+        for lift in OBJECTIVES.values()
+        if lift.kind == "lift" and load(lift).prepare is Transfer.prepare
+    }
     if f"ie-{transfer}" not in lifts:
-        raise unknown_name("transfer for ie-dml", transfer, {lift.removeprefix("ie-") for lift in lifts})
+        raise unknown_name(f"transfer for {entry.name}", transfer, {lift.removeprefix("ie-") for lift in lifts})
     if settings.split == "relevance":
         raise InputError(
             "a split by relevance needs a finished teacher, which mutual learning has not.", "Use natural or random."
         )
-    lift = OBJECTIVES[f"ie-{transfer}"]
-    entry = replace(lift, defaults={**lift.defaults, **OBJECTIVES["ie-dml"].defaults})
-    shapes = zip(other.shapes(image_size), own.shapes(image_size), strict=True)
-    return [make_lift(entry, *pair, settings) for pair in shapes]
+    lift = lifts[f"ie-{transfer}"]
+    return replace(lift, defaults={**lift.defaults, **entry.defaults})
 
 
 class MutualWeights(NamedTuple):

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from objective_samples import randn
+from objective_samples import Says, numeric_gradient, randn
 from objective_table import MUTUAL
 from torch import Tensor
 
-from iekd.compress.objectives import ObjectiveSettings, build_mutual
-from iekd.compress.objectives.mutual import DeepMutual, Switchable, teacher_waits
+from iekd.compress.objectives import OBJECTIVES, ObjectiveSettings, build_mutual
+from iekd.compress.objectives.mutual import DeepMutual, MutualWeights, Switchable, teacher_waits
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
-from iekd.models.taps import Tapped
+from iekd.models.taps import Features, Tapped
 
 
-def pair(first: str = "cifar_resnet20", second: str = "cifar_wrn_16_1") -> tuple[Tapped, Tapped]:
+def pair(classes: int = 5) -> tuple[Tapped, Tapped]:
     torch.manual_seed(0)
-    a, b = (Tapped(build(Architecture("timm", name), 5, 32)) for name in (first, second))
+    a, b = (Tapped(build(Architecture("timm", name), classes, 32)) for name in ("cifar_resnet20", "cifar_wrn_16_1"))
     return a, b
 
 
@@ -28,8 +31,8 @@ def task(name: str, **changes: object) -> DeepMutual:
     return build_mutual(name, pair(), image_size=32, settings=ObjectiveSettings(**changes))  # type: ignore[arg-type]
 
 
-def batch(images: int = 8) -> tuple[Tensor, Tensor]:
-    return randn(images, 3, 32, 32).float(), torch.arange(images) % 5
+def batch(images: int = 8, classes: int = 5) -> tuple[Tensor, Tensor]:
+    return randn(images, 3, 32, 32).float(), torch.arange(images) % classes
 
 
 @pytest.mark.parametrize(("name", "terms"), MUTUAL, ids=[name for name, _ in MUTUAL])
@@ -53,16 +56,79 @@ def test_two_networks_lower_the_loss_and_both_learn(name: str, terms: set[str]) 
     assert still == []
 
 
-def test_deep_mutual_learning_is_its_formula() -> None:
-    """Zhang et al. 2018, eq. 5: cross-entropy plus KL of the other's prediction from one's own."""
-    made, (images, targets) = task("dml").eval(), batch()
+def softened(logits: Any, temperature: float) -> Any:
+    e = np.exp(logits / temperature)
+    return e / e.sum(1, keepdims=True)
+
+
+def naive_terms(own: Any, other: Any, targets: Any) -> dict[str, float]:
+    """Zhang et al. 2018, eq. 5: cross-entropy plus KL of one's own prediction from the other's; at T = 2, times T^2."""
+    p, q = softened(own, 2.0), softened(other, 2.0)
+    right = softened(own, 1.0)[range(len(targets)), targets]
+    return {"task": 0.8 * float(-np.log(right).mean()), "follow": 1.5 * 4 * float((q * np.log(q / p)).sum(1).mean())}
+
+
+# Of switokd: a teacher that learns, and one that is right against a student that is wrong in its own way, and waits.
+@pytest.mark.parametrize(("kind", "waits"), [(DeepMutual, False), (Switchable, False), (Switchable, True)])
+def test_values_and_gradients_on_logits_are_those_of_the_formula(kind: type[DeepMutual], waits: bool) -> None:
+    targets = torch.tensor([0, 3, 4, 3])
+    logits = {"a": randn(4, 5), "b": randn(4, 5, seed=1)}
+    if waits:
+        beliefs = {"a": targets, "b": (targets + 1) % 5}
+        logits = {name: logits[name] + 8 * F.one_hot(belief, 5) for name, belief in beliefs.items()}
+    a, b = (Says(Features(logits[name].requires_grad_(), ())) for name in "ab")
+    found = kind(a, b, MutualWeights(task=0.8, follow=1.5, temperature=2.0))(torch.zeros(4, 3, 8, 8), targets)
+    expected = {}
+    for name, other in ("ab", "ba"):
+        if waits and name == "a":
+            assert not any(key.startswith("a.") for key in found)
+            continue
+        mine, theirs = (logits[which].detach().numpy() for which in (name, other))
+        expected |= {f"{name}.{term}": value for term, value in naive_terms(mine, theirs, targets).items()}
+        total = torch.stack([term for key, term in found.items() if key.startswith(name)]).sum()
+        (gradient,) = torch.autograd.grad(total, logits[name], retain_graph=True)
+        slope = numeric_gradient(lambda x, theirs=theirs: sum(naive_terms(x, theirs, targets).values()), mine)
+        np.testing.assert_allclose(gradient.numpy(), slope, atol=1e-5)
+    assert {key: term.item() for key, term in found.items()} == pytest.approx(expected, rel=1e-5)
+
+
+every_mode = pytest.mark.parametrize("name", [name for name, _ in MUTUAL])
+
+
+@every_mode
+@pytest.mark.parametrize(("images", "classes"), [(1, 5), (1, 2), (6, 2)])
+def test_small_batches_and_two_classes(name: str, images: int, classes: int) -> None:
+    made = build_mutual(name, pair(classes=classes), image_size=32, settings=ObjectiveSettings()).train()
+    found = made(*batch(images, classes))
+    torch.stack(list(found.values())).sum().backward()
+    assert all(bool(term.isfinite()) for term in found.values())
+    gradients = [value.grad for value in made.parameters() if value.grad is not None]
+    assert gradients
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+
+
+@every_mode
+def test_bf16_is_close_to_float32(name: str) -> None:
+    made, (images, targets) = task(name).eval(), batch()
     with torch.no_grad():
-        found = made(images, targets)
-        a, b = made.a(images).logits.double(), made.b(images).logits.double()
-    p, q = a.softmax(1), b.softmax(1)
-    assert found["a.task"].item() == pytest.approx(F.cross_entropy(a, targets).item(), rel=1e-5)
-    assert found["a.follow"].item() == pytest.approx((q * (q / p).log()).sum(1).mean().item(), rel=1e-4)
-    assert found["b.follow"].item() == pytest.approx((p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+        full = made(images, targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = made(images, targets)
+    assert all(term.dtype == torch.float32 for term in half.values())
+    assert {key: term.item() for key, term in half.items()} == pytest.approx(
+        {key: term.item() for key, term in full.items()}, rel=0.05, abs=0.01
+    )
+
+
+@every_mode
+def test_the_order_of_a_batch_is_nothing(name: str) -> None:
+    made, (images, targets) = task(name).eval(), batch()
+    order = torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])
+    with torch.no_grad():
+        here, there = made(images, targets), made(images[order], targets[order])
+    assert {key: term.item() for key, term in there.items()} == pytest.approx(
+        {key: term.item() for key, term in here.items()}, rel=1e-4, abs=1e-6
+    )
 
 
 def test_no_network_is_moved_by_the_other_s_terms() -> None:
@@ -112,12 +178,23 @@ def test_a_teacher_that_waits_has_no_terms() -> None:
 def test_what_mutual_learning_cannot_be_is_refused() -> None:
     a, _ = pair()
     settings = ObjectiveSettings()
-    for networks in ((a,), (a, a)):
+    for networks in ((a,), (a, a), (a, Tapped(a.network))):
         with pytest.raises(InputError, match="trains two networks together, not 1"):
             build_mutual("dml", networks, image_size=32, settings=settings)
     with pytest.raises(InputError, match="unknown mode of mutual learning"):
         build_mutual("dmll", pair(), image_size=32, settings=settings)
     with pytest.raises(InputError, match="needs a finished teacher"):
         build_mutual("ie-dml", pair(), image_size=32, settings=ObjectiveSettings(split="relevance"))
-    with pytest.raises(InputError, match="at"):
+    with pytest.raises(InputError, match=r"unknown transfer for ie-dml 'od'.*Valid: at, ft, vkd"):
         build_mutual("ie-dml", pair(), image_size=32, settings=settings, transfer="od")
+
+
+def test_a_mode_is_what_the_catalogue_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A further mode is its class and its entry; a weight of inheritance makes it lift a transfer."""
+    given = OBJECTIVES["switokd"]
+    for name, defaults in (("plain", {}), ("lifted", {"inherit_weight": 1.0, "explore_weight": 1.0})):
+        entry = dataclasses.replace(given, name=name, defaults={**given.defaults, **defaults})
+        monkeypatch.setitem(OBJECTIVES, name, entry)
+        made = build_mutual(name.upper(), pair(), image_size=32, settings=ObjectiveSettings())
+        assert type(made) is Switchable
+        assert bool(len(made.lifts[0])) == (name == "lifted")

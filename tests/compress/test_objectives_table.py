@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from objective_samples import STUDENT, TEACHER, answers, objective
 from objective_table import MUTUAL, TABLE, Row
 
 from iekd.compress.objectives import OBJECTIVES, Objective, build_objective, describe_objectives
+from iekd.compress.objectives.build import load
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.objectives.transfer import Transfer
 from iekd.errors import InputError
 from iekd.models.taps import Features
 
@@ -32,10 +35,16 @@ def test_the_table_has_every_objective() -> None:
     assert in_table == {entry.name for entry in describe_objectives()}
 
 
+def _learns(part: str) -> bool:
+    """Does a term learn something from the teacher beforehand?"""
+    entry = OBJECTIVES[part]
+    return entry.kind in ("transfer", "lift") and load(entry).learner is not Transfer.learner
+
+
 @every_row
 def test_pretraining_reports_finite_losses_that_fall(row: Row) -> None:
     pretraining = objective(row.name, **row.settings).pretraining()
-    assert (pretraining is not None) == ("ft" in row.name)
+    assert (pretraining is not None) == any(map(_learns, row.name.split("+")))
     if pretraining is None:
         return
     pretraining.requires_grad_(True).train()
@@ -117,9 +126,10 @@ def test_records_are_compact_and_survive_half_precision(row: Row) -> None:
     )
 
 
-def _batches_and_classes(row: Row) -> list[tuple[int, int]]:
+def batches_and_classes(row: Row) -> list[tuple[int, int]]:
     """Two classes are refused by some terms, which test_objectives_logits.py holds."""
-    return [(1, 5)] if {"dkd", "lskd"} & set(row.name.split("+")) else [(1, 5), (1, 2), (6, 2)]
+    fewest = max(OBJECTIVES[part].fewest_classes for part in row.name.split("+"))
+    return [(images, classes) for images, classes in ((1, 5), (1, 2), (6, 2)) if classes >= fewest]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -128,7 +138,7 @@ def _batches_and_classes(row: Row) -> list[tuple[int, int]]:
     [
         pytest.param(row, *sizes, id=f"{row.name}-{sizes[0]}-{sizes[1]}")
         for row in TABLE
-        for sizes in _batches_and_classes(row)
+        for sizes in batches_and_classes(row)
     ],
 )
 def test_small_batches_two_classes_and_bf16(row: Row, batch: int, classes: int, dtype: torch.dtype) -> None:
@@ -158,10 +168,25 @@ def test_exploration_is_bounded(row: Row) -> None:
     assert explore.item() >= -weight * (row.settings.get("explore_margin") or 4) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("name", ["ie-fit", "kd+", ""])
+@every_row
+def test_bf16_is_close_to_float32(row: Row) -> None:
+    made = prepared(row).eval()
+    full, half = ({}, {})
+    for dtype, found in ((torch.float32, full), (torch.bfloat16, half)):
+        student, teacher, targets = answers(dtype=dtype)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found |= {key: term.item() for key, term in made(student, made.record(teacher), targets).items()}
+    assert half == pytest.approx(full, rel=0.03, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["ie-fit", "nothing-like-it", "kd+", ""])
 def test_unknown_objectives_list_the_valid_ones(name: str) -> None:
-    with pytest.raises(InputError, match="ie-ft"):
+    with pytest.raises(InputError) as caught:
         objective(name)
+    assert "unknown objective" in caught.value.message
+    assert ("Did you mean ie-ft" in caught.value.hint) == (name == "ie-fit")
+    listed = set(re.findall(r"[a-z-]+", caught.value.hint.replace("+", " ")))
+    assert {entry.name for entry in describe_objectives()} <= listed
 
 
 @pytest.mark.parametrize(("name", "words"), [("ft+ie-ft", "several transfers"), ("ie-ft+dml", "stands alone")])
