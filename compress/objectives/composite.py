@@ -70,5 +70,5 @@ def _require_same_classes(student: Tensor, teacher: Tensor) -> None:
     if student.shape[1] != teacher.shape[1]:
         raise InputError(
             f"the teacher has {teacher.shape[1]} classes, the student {student.shape[1]}: logits cannot be compared.",
-            "Use a transfer of features alone, such as --objective ie-ft, or fine-tune the teacher to the data.",
+            "Fine-tune the teacher to the data's classes.",
         )

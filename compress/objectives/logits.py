@@ -52,7 +52,8 @@ def correlation(
 ) -> Tensor:
     """``dist``: Pearson correlation over the classes of an image, and over the images of a class (Huang et al. 2022).
 
-    Eq. 9 and 10; beta and gamma as published for ImageNet.  The published temperature is 1, on CIFAR-100 4.
+    Eq. 9 and 10; beta and gamma as published for ImageNet.  The published temperature is 1, on CIFAR-100 4.  With two
+    classes the first part is 0 or 2 an image and has no gradient; the second, over the images, then teaches alone.
     """
     p, q = (F.softmax(logits.float() / temperature, dim=1) for logits in (student, teacher))
     inter, intra = 1 - _pearson(p, q).mean(), 1 - _pearson(p.t(), q.t()).mean()

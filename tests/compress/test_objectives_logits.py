@@ -155,7 +155,24 @@ def test_terms_that_two_classes_make_void_are_refused(name: str) -> None:
         objective(name, classes=2)
 
 
+def test_dist_of_two_classes_learns_from_the_images_of_a_class_alone() -> None:
+    """Two probabilities correlate at 1 or -1, whose gradient is 0; over the images there is something to learn."""
+    student, teacher, targets = randn(6, 2).requires_grad_(), randn(6, 2, seed=1), torch.zeros(6, dtype=torch.long)
+    inter = correlation(student, teacher, targets, 1.0, gamma=0.0)
+    agree = ((student[:, 0] > student[:, 1]) == (teacher[:, 0] > teacher[:, 1])).double().mean().item()
+    assert inter.item() == pytest.approx(2 * 2 * (1 - agree), abs=1e-5)
+    assert torch.autograd.grad(inter, student)[0].abs().max() < 1e-5
+    made, optimizer = objective("dist", classes=2, task_weight=0.0), torch.optim.Adam([student], lr=0.1)
+    intra = []
+    for _ in range(60):
+        intra.append(correlation(student, teacher, targets, 1.0, beta=0.0).item())
+        optimizer.zero_grad()
+        made(Features(student, ()), made.record(Features(teacher, ())), targets)["dist"].backward()
+        optimizer.step()
+    assert intra[-1] < 0.1 * intra[0]
+
+
 def test_teachers_of_other_classes_are_refused() -> None:
     made, (student, _, targets) = objective("kd"), answers()
-    with pytest.raises(InputError, match="the teacher has 7 classes, the student 5"):
+    with pytest.raises(InputError, match=r"the teacher has 7 classes, the student 5.*Fine-tune the teacher"):
         made(student, made.record(Features(randn(8, 7), ())), targets)

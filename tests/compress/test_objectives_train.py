@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_networks
 import torch
 from objective_table import MUTUAL, TABLE, Row
 from safetensors.torch import load_file
 from small import settings
 
 import iekd
+from iekd.compress.config import RunConfig
 from iekd.compress.observer import Observer
 from iekd.deploy.report import read_report
 from iekd.errors import InputError
 from iekd.models.checkpoint import load_artefact
 
-KEPT = ("inherit_weight", "explore_weight", "kd_weight", "temperature", "inherit_fraction", "split", "explore_margin")
+KEPT = {field.name for field in dataclasses.fields(RunConfig)}
+"""The settings of a row that a run has too; FT's widths it has not."""
 ROWS = (*TABLE, *(Row(name, {}, frozenset(terms)) for name, terms in MUTUAL))
 
 
@@ -115,6 +119,13 @@ def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
 def test_what_cannot_be_trained_is_told_before_anything_is(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=words):
         iekd.run(**tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_one_network_cannot_teach_itself(tmp_path: Path) -> None:
+    network = tiny_networks.student(10)
+    with pytest.raises(InputError, match="dml trains two networks together, not 1"):
+        iekd.run(**tiny(tmp_path / "run", objective="dml", teacher=network, student=network))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
