@@ -121,7 +121,9 @@ class _Search:
     def run(self) -> Outcome:
         storage = open_storage(self.own.storage, self.folder)
         short, full = (
-            Study(f"{self.folder.name}{end}", storage, self.space, self._identity(), self.config.seed)
+            Study(
+                f"{self.folder.name}{end}", storage, self.space, self._identity(), self.config.seed, self.observer.note
+            )
             for end in ("", "-full")
         )
         self.table = table = self._table()

@@ -23,6 +23,7 @@ SETTINGS: dict[str, Any] = {
     "bench_seconds": 0.2,
     "min_retained": 0.01,
 }
+PROGRAM = [sys.executable, "-m", "iekd.compress.cli"]
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -30,10 +31,34 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {**SETTINGS, **changes}
 
 
+def search_settings(out: Path, **changes: Any) -> dict[str, Any]:
+    """Of a search among networks of a few hundred parameters; limits, shares and sizes are to be added."""
+    tiny = settings(
+        teacher="tiny_networks:teacher",
+        student="tiny_networks:student,tiny_networks:teacher",
+        tap="4",
+        train_limit=96,
+        views=2,
+        bench_seconds=0.05,
+        factor_epochs=1,
+        lr=0.02,
+        precision="fp32",
+        out=str(out),
+        min_retained=None,
+        image_size=None,
+    )
+    return {**tiny, **changes}
+
+
 def arguments(**changes: Any) -> list[str]:
     """The same as command-line arguments."""
+    return as_flags(settings(**changes))
+
+
+def as_flags(given: dict[str, Any]) -> list[str]:
+    """Settings as command-line arguments."""
     flags = []
-    for key, value in settings(**changes).items():
+    for key, value in given.items():
         name = "--" + key.replace("_", "-")
         if value is True:
             flags.append(name)
@@ -44,18 +69,21 @@ def arguments(**changes: Any) -> list[str]:
 
 def command(*args: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``iekd-compress`` in a process of its own, away from any model hub unless ``environment`` names one."""
+    env = environment_of(**environment)
+    return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+def environment_of(**changes: str) -> dict[str, str]:
+    """Of such a process; a change to nothing takes the variable out."""
     env = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "200",
         "NO_COLOR": "1",
         "OMP_NUM_THREADS": "2",
-        **environment,
+        **changes,
     }
-    for name in [key for key, value in env.items() if not value]:
-        del env[name]
-    program = [sys.executable, "-m", "iekd.compress.cli"]
-    return subprocess.run([*program, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    return {name: value for name, value in env.items() if value}
 
 
 def refused(result: subprocess.CompletedProcess[str], *words: str, code: int = 2) -> None:
