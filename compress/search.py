@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,46 +18,24 @@ from filelock import FileLock
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.data import ImageData
 from iekd.compress.job import open_data
-from iekd.compress.measure import require_backend
-from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import STUDENT_EPOCHS
 from iekd.compress.searching import space as spaces
 from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key
 from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, points_of, promising
+from iekd.compress.searching.settings import SearchSettings, check, space_of
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.study import Study, open_storage, require_optuna
-from iekd.compress.variants import require_quantizers
 from iekd.deploy.search_page import render
 from iekd.errors import InputError
 from iekd.files import write_text
 from iekd.models.checkpoint import read_description
-from iekd.models.ensemble import member_names
-from iekd.models.registry import is_artefact, resolve
 
 SLACK = 1.1
 """A candidate is trained where the table has it at most so far above the limit: the table's figures are short ones."""
 _NOT_COMPARED = ("student", "out", "prune", "image_size", "epochs", "workers", "min_retained", "max_latency")
 Phase = Literal["short", "full"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchSettings:
-    """What a search has beside the settings of its runs."""
-
-    prunes: str | None = None
-    """Shares of MACs to remove, joined by commas.  None: 0, 0.3, 0.5, 0.7."""
-    sizes: str | None = None
-    """Input sizes, pixels, joined by commas.  None: the one that suits teacher and data."""
-    trials: int = 12
-    """Short recoveries, over all workers."""
-    short_epochs: int | None = None
-    """Epochs of each.  None: a quarter of the full schedule."""
-    winners: int = 3
-    """Networks that get the full schedule."""
-    storage: str | None = None
-    """Database that workers on several machines share, as SQLAlchemy writes it.  None: a journal in the folder."""
 
 
 def search(settings: dict[str, Any], own: SearchSettings, observer: Observer | None = None) -> Outcome:
@@ -78,10 +55,10 @@ def search(settings: dict[str, Any], own: SearchSettings, observer: Observer | N
     require_optuna()
     students = spaces.parse_students(settings.get("student"))
     config = make_config({"precision": "best", **_given(settings), "student": students[0]})
-    _check(config, own)
+    check(config, own)
     config = dataclasses.replace(config, out=str(config.folder if config.out else _default_folder(config)))
     data = open_data(config)
-    return _Search(config, limits, own, _space(config, own, students, settings, data), data, observer).run()
+    return _Search(config, limits, own, space_of(config, own, students, settings, data), data, observer).run()
 
 
 def limits_of(settings: dict[str, Any]) -> Limits:
@@ -132,25 +109,44 @@ class _Search:
             raise InputError(f"no student can be used; {_first(refused)}", "Give others.")
         usable = [candidate for candidate in table if candidate.name not in refused]
         worth = [candidate for candidate in usable if self._is_worth_it(table[candidate])]
-        accuracy = None
         if worth:
-            accuracy = self._reference_accuracy()
+            self._reference_accuracy()  # the teacher comes first: without one that answers there is nothing to recover
             short.explore(worth, self.own.trials, functools.partial(self._train, phase="short"))
             winners = promising(_points(short), self.limits, self.own.winners)
             full.complete(winners, functools.partial(self._train, phase="full"))
-        outcome = judge(
-            [*_points(short), *_points(full)],
-            table,
-            [candidate for candidate in usable if candidate not in worth],
-            {**refused, **short.refused(), **full.refused()},
-            config=self.config,
-            limits=self.limits,
-            teacher_accuracy=accuracy,
-        )
-        if worth and not outcome.points:
-            raise InputError(f"no student could be trained; {_first(outcome.refused)}", "Correct that setting.")
+        too_slow = [candidate for candidate in usable if candidate not in worth]
+        outcome = self._outcome(short, full, too_slow, refused)
+        if not outcome.points and (failed := {**short.refused(), **full.refused()}):
+            raise InputError(f"no student could be trained; {_first(failed)}", "Correct that setting.")
         write_text(self.folder / "search.json", outcome.model_dump_json(indent=2) + "\n")
         write_text(self.folder / "search.html", render(outcome.model_dump()))
+        return outcome
+
+    def _outcome(self, short: Study, full: Study, too_slow: list[Candidate], refused: dict[str, str]) -> Outcome:
+        """The choice.  Where no file is accurate enough, that side of the limits is sought among what is too slow."""
+
+        def judged() -> Outcome:
+            points = [*_points(short), *_points(full)]
+            return judge(
+                points,
+                self.table,
+                too_slow,
+                {**refused, **short.refused(), **full.refused()},
+                config=self.config,
+                limits=self.limits,
+                teacher_accuracy=self._reference_accuracy() if points else None,
+            )
+
+        outcome = judged()
+        if self.limits.min_retained is None:
+            return outcome
+        nearest = sorted(too_slow, key=lambda candidate: min(self.table[candidate]["latency"].values()))
+        for candidate in nearest[: self.own.winners]:
+            if outcome.kept or outcome.nearest_accurate:
+                break
+            self._reference_accuracy()
+            short.complete([candidate], functools.partial(self._train, phase="short"))
+            outcome = judged()
         return outcome
 
     def _table(self) -> dict[Candidate, Entry]:
@@ -251,43 +247,6 @@ def _points(study: Study) -> list[Point]:
 def _first(refused: dict[str, str]) -> str:
     name, why = next(iter(refused.items()))
     return f"{name}: {why}"
-
-
-def _space(
-    config: RunConfig, own: SearchSettings, students: tuple[str, ...], settings: dict[str, Any], data: ImageData
-) -> Space:
-    if own.prunes is not None and settings.get("prune") is not None:
-        raise InputError("both --prune and --prunes given.", "Give one of them.")
-    if own.sizes is not None and config.image_size is not None:
-        raise InputError("both --image-size and --sizes given.", "Give one of them.")
-    prunes = spaces.parse_shares(own.prunes) if own.prunes is not None else spaces.PRUNES
-    if settings.get("prune") is not None:
-        prunes = (config.prune,)
-    sizes = (
-        spaces.parse_sizes(own.sizes) if own.sizes is not None else (config.image_size or _usual_size(config, data),)
-    )
-    return Space(students, prunes, sizes)
-
-
-def _usual_size(config: RunConfig, data: ImageData) -> int:
-    teacher = member_names(config.teacher)[0]
-    return int(read_description(Path(teacher))["preprocessing"]["size"]) if is_artefact(teacher) else data.default_size
-
-
-def _check(config: RunConfig, own: SearchSettings) -> None:
-    if is_mutual(config.objective):
-        raise InputError(
-            f"{config.objective} trains both networks together: no teacher can be shared by all students.",
-            "Choose another objective; `iekd-compress objectives` lists them.",
-        )
-    for flag, value in (("--trials", own.trials), ("--winners", own.winners), ("--short-epochs", own.short_epochs)):
-        if value is not None and value < 1:
-            raise InputError(f"{flag} {value} is not a count.", "Give at least 1.")
-    for name in member_names(config.teacher):
-        if not is_artefact(name):
-            resolve(name)
-    require_backend(config)
-    require_quantizers(config)
 
 
 def _default_folder(config: RunConfig) -> Path:

@@ -63,8 +63,8 @@ def add_search(
         given = read_config_file(config_file) if config_file is not None else {}
         given |= {key: value for key, value in settings.items() if value is not None}
         with ConsoleObserver(out) as observer, quiet_libraries():
-            from iekd.compress.search import SearchSettings
             from iekd.compress.search import search as find
+            from iekd.compress.searching.settings import SearchSettings
 
             own = SearchSettings(
                 prunes=prunes,
@@ -87,7 +87,7 @@ def _print(out: Console, found: Any) -> None:
     for title in ("student", "pruned", "input", "precision", "kept", "median", "file"):
         table.add_column(title, overflow="fold", no_wrap=title != "file")
     for point in found.front:
-        cells = (f"{point.prune:.0%}", str(point.size), point.precision, f"{point.retained:.1%}")
+        cells = (f"{100 * point.prune:.4g}%", str(point.size), point.precision, f"{point.retained:.1%}")
         table.add_row(
             escape(point.student), *cells, f"{point.latency.value:.3g} ms", escape(f"{point.run}/{point.file}")
         )

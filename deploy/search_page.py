@@ -60,7 +60,7 @@ def pareto_chart(outcome: dict[str, Any]) -> str:
 
 
 def _label(point: dict[str, Any]) -> str:
-    pruned = f" -{point['prune']:.0%}" if point["prune"] else ""
+    pruned = f" -{100 * point['prune']:.4g}%" if point["prune"] else ""
     return f"{point['student']}{pruned} {point['precision']}"
 
 

@@ -26,3 +26,8 @@ def teacher(num_classes: int) -> nn.Module:
 def student(num_classes: int) -> nn.Module:
     """The narrower one; tap 4 is its last map."""
     return _network(num_classes, 4)
+
+
+def prunable(num_classes: int) -> nn.Module:
+    """One that keeps multiples of eight channels when it is pruned."""
+    return _network(num_classes, 32)

@@ -8,6 +8,7 @@ from typing import Literal
 from iekd.compress.config import RunConfig
 from iekd.compress.searching.latency_table import Entry
 from iekd.compress.searching.space import Candidate
+from iekd.compress.targets import TARGETS
 from iekd.deploy.results import Interval, Record, Report
 
 
@@ -48,11 +49,11 @@ class Point(Record):
     @property
     def title(self) -> str:
         """The file in a few words."""
-        return f"{Candidate(self.student, self.prune, self.size).title}, {self.precision}"
+        return f"{_network(self).title}, {self.precision}"
 
 
 class Estimate(Record):
-    """A candidate that the latency table alone ruled out."""
+    """A candidate that the latency table ruled out, and that was not trained."""
 
     student: str
     prune: float
@@ -77,7 +78,7 @@ class Outcome(Record):
     nearest_fast: Point | None
     """Where the limits were missed: the most accurate of the files that are fast enough."""
     nearest_accurate: Point | None
-    """Where the limits were missed: the fastest of the files that are accurate enough."""
+    """Where the limits were missed: the fastest of the files that are accurate enough, slow ones among them."""
     nearest_estimate: Estimate | None
     """Where no candidate is fast enough: the fastest."""
     front: list[Point]
@@ -134,7 +135,7 @@ def promising(points: Sequence[Point], limits: Limits, count: int) -> list[Candi
     front = pareto_front([point for point in points if limits.fast_enough(point.latency.value)])
     meet = [point for point in front if limits.min_retained is not None and limits.good_enough(point.retained)]
     rest = sorted((point for point in front if point not in meet), key=lambda point: -point.retained)
-    networks = dict.fromkeys(Candidate(point.student, point.prune, point.size) for point in [*meet, *rest])
+    networks = dict.fromkeys(map(_network, [*meet, *rest]))
     return list(networks)[:count]
 
 
@@ -155,7 +156,7 @@ def judge(
     Args:
         points: all files; where a network was trained fully its short recovery is left out.
         table: latencies of the untrained candidates.
-        too_slow: those that were not trained for their latency.
+        too_slow: those that the table has above the limit.
         refused: those that cannot be used, and why.
         config: the search's settings.
         limits: to keep.
@@ -172,12 +173,15 @@ def judge(
         chosen = max(both, key=lambda point: (point.retained, -point.latency.value))
     nearest_fast = max(fast, key=lambda p: (p.retained, -p.latency.value)) if fast and not chosen else None
     nearest_accurate = min(good, key=lambda p: (p.latency.value, -p.retained)) if good and not chosen else None
-    slow = sorted((_estimate(candidate, table[candidate]) for candidate in too_slow), key=_fastest)
+    trained = {_network(point) for point in points}
+    slow = [_estimate(candidate, table[candidate]) for candidate in too_slow if candidate not in trained]
+    slow.sort(key=_fastest)
     nearest_estimate = slow[0] if slow and not fast else None
     sentence = (
-        _why(chosen, len(points), limits)
+        _why(chosen, len(points), config.target, limits)
         if chosen
-        else _why_not(nearest_fast, nearest_accurate, nearest_estimate, limits, trained=bool(points))
+        else f"No file has {' and '.join(_asked(limits))}.{_fast_side(nearest_fast, nearest_estimate, points, limits)}"
+        f"{_accurate_side(nearest_accurate, points, limits)} Loosen a limit, or give other students or more epochs."
     )
     return Outcome(
         kept=chosen is not None,
@@ -199,8 +203,12 @@ def judge(
 
 
 def _without_superseded(points: Sequence[Point]) -> list[Point]:
-    full = {(point.student, point.prune, point.size) for point in points if point.phase == "full"}
-    return [p for p in points if p.phase == "full" or (p.student, p.prune, p.size) not in full]
+    full = {_network(point) for point in points if point.phase == "full"}
+    return [point for point in points if point.phase == "full" or _network(point) not in full]
+
+
+def _network(found: Point | Estimate) -> Candidate:
+    return Candidate(found.student, found.prune, found.size)
 
 
 def _estimate(candidate: Candidate, entry: Entry) -> Estimate:
@@ -211,31 +219,33 @@ def _fastest(estimate: Estimate) -> float:
     return min(estimate.latency.values())
 
 
-def _why(chosen: Point, count: int, limits: Limits) -> str:
+def _why(chosen: Point, count: int, target: str, limits: Limits) -> str:
     best = "fastest" if limits.min_retained is not None else "most accurate"
+    where = f", float32 on this machine and not on the {target}" if TARGETS[target].on_board else ""
     return (
-        f"{chosen.title}: {chosen.retained:.1%} of the teacher's accuracy at {chosen.latency.value:.3g} ms. "
-        f"Of {count} measured files it is the {best} with {' and '.join(_asked(limits))}."
+        f"{chosen.title}: of {count} measured files it is the {best} with {' and '.join(_asked(limits))}, "
+        f"keeping {chosen.retained:.1%} at {chosen.latency.value:.3g} ms{where}."
     )
 
 
-def _why_not(
-    fast: Point | None, good: Point | None, estimate: Estimate | None, limits: Limits, *, trained: bool
-) -> str:
-    parts = [f"No file has {' and '.join(_asked(limits))}."]
+def _fast_side(fast: Point | None, estimate: Estimate | None, points: Sequence[Point], limits: Limits) -> str:
+    """What comes nearest among the fast ones; where none is fast enough, the fastest that is known."""
     if fast:
         of_these = "" if limits.max_latency_ms is None else " of those that are fast enough"
-        parts.append(f"The most accurate{of_these}: {_figures(fast)}.")
-    elif estimate:
-        network = Candidate(estimate.student, estimate.prune, estimate.size)
-        parts.append(f"None is fast enough: the fastest, {network.title}, takes {_fastest(estimate):.3g} ms untrained.")
+        return f" The most accurate{of_these}: {_figures(fast)}."
+    known = [(point.latency.value, _figures(point)) for point in points]
+    if estimate:
+        known.append((_fastest(estimate), f"{_network(estimate).title}, {_fastest(estimate):.3g} ms untrained"))
+    return f" None is fast enough; the fastest: {min(known)[1]}." if known else ""
+
+
+def _accurate_side(good: Point | None, points: Sequence[Point], limits: Limits) -> str:
+    """The same among the accurate ones; one limit alone has no second side."""
+    if limits.max_latency_ms is None or limits.min_retained is None or not points:
+        return ""
     if good:
-        of_these = "" if limits.min_retained is None else " of those that are accurate enough"
-        parts.append(f"The fastest{of_these}: {_figures(good)}.")
-    elif trained:
-        parts.append("None is accurate enough.")
-    parts.append("Loosen a limit, or give other students or more epochs.")
-    return " ".join(parts)
+        return f" The fastest of those that are accurate enough: {_figures(good)}."
+    return f" None is accurate enough; the most accurate: {_figures(max(points, key=lambda point: point.retained))}."
 
 
 def _asked(limits: Limits) -> list[str]:

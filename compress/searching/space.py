@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import inspect
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,17 @@ class Candidate:
     def name(self) -> str:
         """Of its run folder, and in tables."""
         student = re.sub(r"[^\w.]+", "_", self.student.rstrip("/")).strip("_")
-        return f"{student}-p{round(100 * self.prune):02d}-{self.size}px"
+        return f"{student}-p{self.percent.zfill(2)}-{self.size}px"
+
+    @property
+    def percent(self) -> str:
+        """Of its MACs to remove, to the last digit given: two shares must not read, or be kept, as one."""
+        return f"{(100 * Decimal(str(self.prune))).normalize():f}"
 
     @property
     def title(self) -> str:
         """In sentences."""
-        pruned = f", {self.prune:.0%} of its MACs pruned" if self.prune else ""
+        pruned = f", {self.percent}% of its MACs pruned" if self.prune else ""
         return f"{self.student}{pruned}, {self.size} pixels"
 
     def to_json(self) -> dict[str, Any]:
@@ -65,8 +70,8 @@ class Space:
 def parse_students(text: str | None) -> tuple[str, ...]:
     """Names, aliases, artefacts and functions joined by commas; a pattern such as ``mobilenetv3_small_*`` is timm's.
 
-    An alias that other aliases begin with stands for the family: ``mobilenet`` is every mobilenet of the list.  None
-    stands for all students of the list.
+    An alias stands for its family: every alias that begins with it, each in all its widths.  None stands for all
+    students of the list, as wide as they are there.
 
     Raises:
         InputError: an unknown name, or a pattern that matches nothing.
@@ -132,7 +137,7 @@ def _students(part: str) -> Sequence[str]:
         if not matches:
             raise InputError(f"no timm model matches '{part}'.", "`iekd-compress models 'mobilenet*'` searches them.")
         return matches
-    family = [own.timm_name for own in STUDENTS if fnmatch.fnmatch(own.alias, f"{part}*")]
+    family = [name for own in STUDENTS if own.alias.startswith(part) for name in (own.timm_name, *own.widths)]
     if part in ALIASES and family:
         return list(dict.fromkeys(family))
     if not is_artefact(part):

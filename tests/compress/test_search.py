@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
 import pytest
-from small import command, settings
+from small import as_flags
+from small import search_settings as tiny
+from typer.testing import CliRunner
 
+from iekd.compress.cli import app
 from iekd.compress.config import make_config
 from iekd.compress.observer import Observer
-from iekd.compress.search import SearchSettings, limits_of, search
+from iekd.compress.search import limits_of, search
 from iekd.compress.searching import latency_table
 from iekd.compress.searching.latency_table import LatencyTable
 from iekd.compress.searching.outcome import Limits, Point, judge, pareto_front, promising
+from iekd.compress.searching.settings import SearchSettings
 from iekd.compress.searching.space import Candidate, Space, parse_shares, parse_sizes, parse_students
 from iekd.compress.searching.study import Study, open_storage
 from iekd.deploy.results import Interval
@@ -25,24 +30,6 @@ from iekd.errors import InputError
 pytest.importorskip("optuna")
 OWN = SearchSettings(prunes="0", sizes="16", trials=2, short_epochs=1, winners=1)
 SPACE = Space(("a", "b"), (0.0, 0.5), (16,))
-
-
-def tiny(out: Path, **changes: Any) -> dict[str, Any]:
-    given = settings(
-        teacher="tiny_networks:teacher",
-        student="tiny_networks:student,tiny_networks:teacher",
-        tap="4",
-        train_limit=96,
-        views=2,
-        bench_seconds=0.05,
-        factor_epochs=1,
-        lr=0.02,
-        precision="fp32",
-        out=str(out),
-        min_retained=None,
-        image_size=None,
-    )
-    return {**given, **changes}
 
 
 def point(retained: float, latency: float, student: str = "a", phase: Any = "short") -> Point:
@@ -145,16 +132,94 @@ def test_a_latency_that_nothing_meets_trains_nothing(tmp_path: Path) -> None:
     assert "too slow" in (tmp_path / "study" / "search.html").read_text()
 
 
-@pytest.mark.slow
+def invoke(*flags: str) -> Any:
+    """The command line, in this process."""
+    return CliRunner().invoke(app, ["search", *flags], catch_exceptions=False)
+
+
+def test_where_nothing_is_fast_enough_the_accurate_side_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table's fastest gets a short recovery and is accurate enough; the other stays an estimate."""
+
+    def measure(_: LatencyTable, candidate: Candidate) -> dict[str, Any]:
+        return {"latency": {"fp32": 100.0 if candidate.student == "tiny_networks:student" else 0.00002}}
+
+    monkeypatch.setattr(LatencyTable, "_measure", measure)
+    given = as_flags(tiny(tmp_path / "study", max_latency="0.00001ms", min_retained=0.01))
+    result = invoke(*given, "--prunes", "0", "--sizes", "16", "--short-epochs", "1")
+    assert result.exit_code == 1, result.output
+    outcome = json.loads((tmp_path / "study" / "search.json").read_text())
+    (trained,) = outcome["points"]
+    assert (trained["student"], trained["phase"]) == ("tiny_networks:teacher", "short")
+    assert (outcome["nearest_fast"], outcome["nearest_accurate"]) == (None, trained)
+    assert [entry["student"] for entry in outcome["too_slow"]] == ["tiny_networks:student"]
+    figures = f"tiny_networks:teacher, 16 pixels, fp32, {trained['retained']:.1%} at"
+    assert f"None is fast enough; the fastest: {figures}" in result.output
+    assert f"The fastest of those that are accurate enough: {figures}" in result.output
+
+
+def test_where_no_fast_one_is_accurate_the_slow_ones_are_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most so many as --winners, the fastest first."""
+    table = {"tiny_networks:student": 0.01, "tiny_networks:teacher": 300.0}
+
+    def measure(_: LatencyTable, candidate: Candidate) -> dict[str, Any]:
+        return {"latency": {"fp32": table[candidate.student] * candidate.size}}
+
+    monkeypatch.setattr(LatencyTable, "_measure", measure)
+    given = as_flags(tiny(tmp_path / "study", max_latency="200ms", min_retained=2.0))
+    result = invoke(
+        *given, "--prunes", "0", "--sizes", "16,24", "--trials", "1", "--short-epochs", "1", "--winners", "1"
+    )
+    assert result.exit_code == 1, result.output
+    outcome = json.loads((tmp_path / "study" / "search.json").read_text())
+    assert {(p["student"], p["phase"]) for p in outcome["points"]} == {
+        ("tiny_networks:student", "full"),
+        ("tiny_networks:teacher", "short"),
+    }
+    assert {p["size"] for p in outcome["points"] if p["phase"] == "short"} == {16}
+    assert "The most accurate of those that are fast enough: tiny_networks:" in result.output
+    assert "None is accurate enough; the most accurate: tiny_networks:" in result.output
+
+
 def test_the_command_ends_with_1_where_a_limit_cannot_be_met(tmp_path: Path) -> None:
-    flags = []
-    for key, value in tiny(tmp_path / "study", max_latency="1us").items():
-        flags += [] if value is None else ["--" + key.replace("_", "-"), str(value)]
-    environment = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2] / 'src'}"}
-    result = command("search", *flags, "--prunes", "0", "--sizes", "16", **environment)
-    assert result.returncode == 1, result.stderr
-    assert "MISSED" in result.stdout
-    assert "None is fast enough" in result.stdout
+    result = invoke(*as_flags(tiny(tmp_path / "study", max_latency="1us")), "--prunes", "0", "--sizes", "16")
+    assert result.exit_code == 1, result.output
+    assert "MISSED" in result.output
+    assert re.search(
+        r"None is fast enough; the fastest: tiny_networks:\w+, 16 pixels, [\d.]+ ms untrained\.", result.output
+    )
+
+
+@pytest.mark.slow
+def test_pruned_quantised_and_resized_candidates_are_files_too(tmp_path: Path) -> None:
+    """Everything that is searched, through the whole of it."""
+    own = SearchSettings(prunes="0,0.3", sizes="16,24", trials=4, short_epochs=1, winners=1)
+    given = tiny(tmp_path, student="tiny_networks:prunable", precision="best", min_retained=0.01, epochs=1)
+    outcome = search(given, own)
+    assert outcome.kept
+    assert {(p.prune, p.size) for p in outcome.points} == {(0.0, 16), (0.3, 16), (0.0, 24), (0.3, 24)}
+    assert {p.precision for p in outcome.points} == {"fp32", "int8"}
+    for found in outcome.points:
+        report = json.loads((tmp_path / found.run / "report.json").read_text())
+        (model,) = [m for m in (report["student"], *report["variants"]) if m["file"] == found.file]
+        assert model["precision"] == found.precision
+        assert model["input_shape"] == [3, found.size, found.size]
+        session = onnxruntime.InferenceSession(str(tmp_path / found.run / found.file))
+        assert session.get_inputs()[0].shape[2:] == [found.size, found.size]
+    macs = {
+        (p.prune, p.size): json.loads((tmp_path / p.run / "report.json").read_text())["student"]["macs"]
+        for p in outcome.points
+    }
+    for size in (16, 24):
+        assert macs[0.3, size] <= 0.75 * macs[0.0, size]
+    assert len(list((tmp_path / "teachers").glob("*/teacher"))) == 2
+
+
+def test_shares_that_round_to_the_same_have_folders_of_their_own() -> None:
+    names = [Candidate("a", share, 16).name for share in (0.0, 0.07, 0.3, 0.301, 0.304, 0.3000001)]
+    assert names == ["a-p00-16px", "a-p07-16px", "a-p30-16px", "a-p30.1-16px", "a-p30.4-16px", "a-p30.00001-16px"]
+    assert Candidate("a", 0.301, 16).title == "a, 30.1% of its MACs pruned, 16 pixels"
 
 
 def test_latencies_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +260,26 @@ def test_the_front_the_winners_and_the_choice() -> None:
     assert "The fastest of those that are accurate enough: c" in missed.sentence
     neither = found(Limits(max_latency_ms=0.1, min_retained=1.1), points)
     assert neither.sentence.startswith("No file has at most 0.1 ms and at least 110.0% of the teacher's accuracy.")
-    assert "None is accurate enough." in neither.sentence
+    assert "None is fast enough; the fastest: a, 16 pixels, fp32, 90.0% at 1 ms." in neither.sentence
+    assert "None is accurate enough; the most accurate: d, 16 pixels, fp32, 100.0% at 4 ms." in neither.sentence
+    assert found(Limits(max_latency_ms=None, min_retained=1.1), points).sentence.count("ost accurate") == 1
+    assert found(Limits(max_latency_ms=0.1, min_retained=None), points).sentence.count("fastest") == 1
     grown = found(limits, [*points, point(0.97, 1.0, phase="full")])
     assert grown.chosen.student == "a"
     assert len(grown.points) == 4
+
+
+@pytest.mark.parametrize("limits", [(3.0, 0.95), (3.0, None), (None, 0.95)])
+@pytest.mark.parametrize("target", ["cpu", "jetson-orin"])
+def test_one_sentence_explains_the_choice(limits: tuple[float | None, float | None], target: str) -> None:
+    config = make_config({"teacher": "t", "student": "s", "target": target})
+    asked = Limits(max_latency_ms=limits[0], min_retained=limits[1])
+    points = [point(0.9, 1.0), point(0.99, 2.0, "c")]
+    sentence = judge(points, {}, [], {}, config=config, limits=asked, teacher_accuracy=0.9).sentence
+    assert re.findall(r"[.!?](?=\s|$)", sentence) == ["."]
+    for words in ("c, 16 pixels, fp32", "of 2 measured files", "99.0%", "2 ms"):
+        assert words in sentence
+    assert ("not on the jetson-orin" in sentence) == (target == "jetson-orin")
 
 
 def _work(storage: str, folder: str) -> None:
@@ -247,7 +328,15 @@ def test_what_a_killed_worker_held_is_free_again(tmp_path: Path) -> None:
 def test_students_are_names_patterns_and_families() -> None:
     assert parse_students("mobilenetv3_small_*,resnet18")[-1] == "resnet18"
     assert "mobilenetv3_small_050" in parse_students("mobilenetv3_small_*")
-    assert {"mobilenetv2_100", "mobilenetv4_conv_small"} <= set(parse_students("mobilenet"))
+    family = set(parse_students("mobilenet"))
+    assert {"mobilenetv2_100", "mobilenetv4_conv_small"} <= family
+    assert {"mobilenetv2_050", "mobilenetv3_small_050", "mobilenetv4_conv_small_050"} <= family
+    assert parse_students("mobilenetv3-small") == (
+        "mobilenetv3_small_100",
+        "mobilenetv3_small_050",
+        "mobilenetv3_small_075",
+    )
+    assert parse_students("mobilenetv2_100") == ("mobilenetv2_100",)
     assert len(parse_students(None)) == len(set(parse_students(None))) > 5
     assert parse_shares("0,0.5") == (0.0, 0.5)
     assert parse_sizes("64, 32") == (64, 32)
@@ -267,6 +356,10 @@ def test_students_are_names_patterns_and_families() -> None:
         (lambda: search(tiny(Path("x"), min_retained=0.9, prune=0.5), OWN), "both --prune and --prunes"),
         (lambda: search(tiny(Path("x"), min_retained=0.9, objective="dml"), OWN), "no teacher can be shared"),
         (lambda: search(tiny(Path("x"), min_retained=0.9), SearchSettings(trials=0)), "--trials 0"),
+        (
+            lambda: search(tiny(Path("x"), min_retained=0.9, max_latency="2ms", target="jetson-orin"), OWN),
+            "--max-latency cannot be judged here: what runs on a jetson-orin is measured there.  Give --min-retained",
+        ),
         (lambda: open_storage("nonsense", Path("x")), "--storage"),
     ],
 )

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from iekd.errors import InputError
-from iekd.models.aliases import ALIASES
+from iekd.models.aliases import ALIASES, STUDENTS, Family
 from iekd.models.checkpoint import Artefact, load_artefact, load_state, read_weights, save_artefact
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.registry import Architecture, build, count_macs, count_parameters, resolve
@@ -24,6 +24,12 @@ from iekd.models.taps import Tapped
 def test_every_alias_is_a_timm_model(alias: str) -> None:
     assert resolve(alias) == Architecture("timm", ALIASES[alias])
     assert timm.is_model(ALIASES[alias])
+
+
+@pytest.mark.parametrize("family", [family for family in STUDENTS if family.widths])
+def test_every_width_of_a_family_is_a_timm_model(family: Family) -> None:
+    assert [name for name in family.widths if not timm.is_model(name)] == []
+    assert family.timm_name not in family.widths
 
 
 def test_unknown_names_get_close_matches() -> None:
