@@ -16,7 +16,7 @@ from rich.console import Console
 
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
-from iekd.compress.search_command import add_search
+from iekd.compress.search_command import add_search, search_instead
 from iekd.errors import EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -122,7 +122,13 @@ def compress(
             raise _misplaced(context.invoked_subcommand, settings)
         return
     report = _run(settings, config_file, until="report")
-    raise typer.Exit(0 if report.verdict.kept else EXIT_MISSED)
+    if report.verdict.kept:
+        raise typer.Exit
+    if instead := search_instead(_given(settings, config_file), report):
+        out.print(
+            f"A student that keeps the limits is looked for by\n  {_escaped(instead)}", highlight=False, soft_wrap=True
+        )
+    raise typer.Exit(EXIT_MISSED)
 
 
 @app.command()
@@ -282,11 +288,17 @@ device_commands.add_commands(app, out)
 file_commands.add_commands(app, out)
 
 
-def _run(settings: dict[str, Any], config_file: Path | None, *, until: str) -> Any:
-    from iekd.compress.config import make_config, read_config_file
+def _given(settings: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
+    from iekd.compress.config import read_config_file
 
     given = read_config_file(config_file) if config_file is not None else {}
-    config = make_config({**given, **{key: value for key, value in settings.items() if value is not None}})
+    return given | {key: value for key, value in settings.items() if value is not None}
+
+
+def _run(settings: dict[str, Any], config_file: Path | None, *, until: str) -> Any:
+    from iekd.compress.config import make_config
+
+    config = make_config(_given(settings, config_file))
     from iekd.compress.console import ConsoleObserver, print_summary
 
     out.print(f"[bold]iekd-compress[/] {config.teacher} → {config.student} on {config.data}", highlight=False)

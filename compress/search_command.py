@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -77,6 +78,31 @@ def add_search(
             found = find(given, own, observer)
         _print(out, found)
         raise typer.Exit(EXIT_KEPT if found.kept else EXIT_MISSED)
+
+
+def search_instead(given: dict[str, Any], report: Any) -> str:
+    """The search for what a run's student missed, as a command; empty where its objective cannot be searched under.
+
+    Args:
+        given: settings of the run, as its user gave them; what is searched is left to the search.
+        report: of the run, which holds the limits that it was judged by.
+    """
+    from iekd.compress.config import flag
+    from iekd.compress.objectives.catalogue import is_mutual
+    from iekd.compress.targets import TARGETS
+
+    if is_mutual(report.config["objective"]):
+        return ""
+    wanted = {**given, "min_retained": report.verdict.min_retained, "out": None, "prune": None}
+    if TARGETS[report.config["target"]].on_board:
+        wanted["max_latency"] = None  # the board alone can judge it
+    words = ["iekd-compress", "search"]
+    for key, value in wanted.items():
+        if isinstance(value, bool):
+            words.append(flag(key) if value else flag(f"no_{key}"))
+        elif value is not None:
+            words += [flag(key), str(value)]
+    return shlex.join(words)
 
 
 def _print(out: Console, found: Any) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from small import arguments, command, refused
 
+from iekd.compress.search_command import search_instead
 from iekd.files import sha256_of
 
 
@@ -68,6 +73,38 @@ def test_a_run_by_flags_resumes_and_judges(tmp_path: Path) -> None:
     other = command(*arguments(epochs=2, out="run"), cwd=tmp_path)
     refused(other, "--epochs was 1 and is 2", "--out")
     assert sha256_of(tmp_path / "run" / "student") == weights
+
+
+def test_a_miss_names_the_search_for_another_student(finished_run: Path, tmp_path: Path) -> None:
+    """The command as it stands parses, and asks for the limits that were missed."""
+    pytest.importorskip("optuna")
+    shutil.copytree(finished_run, tmp_path / "run")
+    given = arguments(out="run", max_latency="1us", min_retained=0.02)
+    missed = command(*given, cwd=tmp_path)
+    assert missed.returncode == 1, missed.stderr
+    words = shlex.split(missed.stdout.splitlines()[-1])
+    assert words[:2] == ["iekd-compress", "search"]
+    named, asked = (dict(zip(flags[::2], flags[1::2], strict=True)) for flags in (words[2:], given))
+    assert named == {name: value for name, value in asked.items() if name != "--out"}
+    refused(command(*words[1:], "--trials", "0", cwd=tmp_path), "--trials 0")
+    kept = command(*arguments(out="run"), cwd=tmp_path)
+    assert kept.returncode == 0
+    assert "search" not in kept.stdout
+
+
+def test_the_search_that_a_miss_names_fits_the_run() -> None:
+    def named(given: dict[str, Any], **config: Any) -> str:
+        settings = {"objective": "ie-ft+kd", "target": "cpu", **config}
+        report = SimpleNamespace(config=settings, verdict=SimpleNamespace(min_retained=0.97))
+        return search_instead(given, report)
+
+    given = {"teacher": "resnet50", "student": "mobilenet", "max_latency": "1.5 ms", "prune": 0.5, "out": "mine"}
+    begin = "iekd-compress search --teacher resnet50 --student mobilenet"
+    assert named(given) == f"{begin} --max-latency '1.5 ms' --min-retained 0.97"
+    assert named(given, target="jetson-orin") == f"{begin} --min-retained 0.97"
+    assert named(given, objective="dml") == ""
+    flags = {"adapt_head": True, "skip_bad_images": False, "min_retained": 0.97}
+    assert named(flags) == "iekd-compress search --adapt-head --no-skip-bad-images --min-retained 0.97"
 
 
 @pytest.mark.slow
