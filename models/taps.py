@@ -6,12 +6,22 @@ alike (tokens folded to a map).  A network without it (the user's own) is tapped
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from iekd.errors import InputError
+
+AUTO = "auto"
+"""The last stage whose map has more than one position; the last of all where none has."""
+
+PROBE_SIZE = 64
+"""Pixels of the smallest image by which modules that put out a map are told from modules that pool one."""
+
+_LOGITS_ALONE = "Use an objective on logits alone, such as `--objective kd`, or another network."
 
 
 class Features(NamedTuple):
@@ -38,23 +48,38 @@ class Tapped(nn.Module):
 
     Args:
         network: an image classifier.
-        taps: stage numbers, negative from the end (``-1``: the last map before pooling); for a network without
-            ``forward_intermediates``, numbers among the modules that put out a map.
+        taps: stages by number, negative from the end (``-1``: the last map before pooling), by name, or ``AUTO``; of a
+            network without ``forward_intermediates``, the modules that put out a map.  Without any tap nothing is
+            asked of the network but its logits.
+        image_size: height and width of the images to come: some networks take no others.
+
+    Attributes:
+        available: names of the stages that can be tapped, from the input's end to the output's.
+        stages: numbers of the chosen ones, in the same order, each once.
 
     Raises:
-        InputError: the network lacks a tap asked for.
+        InputError: the network lacks a tap asked for, or cannot be tapped.
     """
 
-    def __init__(self, network: nn.Module, taps: tuple[int, ...] = (-1,)) -> None:
+    def __init__(self, network: nn.Module, taps: Sequence[int | str] = (-1,), image_size: int = PROBE_SIZE) -> None:
         super().__init__()
         self.network = network
         self.native = hasattr(network, "forward_intermediates") and hasattr(network, "forward_head")
-        self.available = _stages(network) if self.native else _map_modules(network)
-        chosen = {_resolve(tap, len(self.available), type(network).__name__) for tap in taps}
-        self.stages = tuple(sorted(chosen))
+        self.available: tuple[str, ...] = ()
+        self.stages: tuple[int, ...] = ()
+        if taps:
+            self.available = _stages(network) if self.native else _map_modules(network, image_size)
+            self.stages = tuple(sorted({self._stage(tap, image_size) for tap in taps}))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the chosen stages."""
+        return tuple(self.available[stage] for stage in self.stages)
 
     def forward(self, images: Tensor) -> Features:
         """Logits and taps of a batch (B, 3, H, W)."""
+        if not self.stages:
+            return Features(self.network(images), ())
         if self.native:
             final, maps = self.network.forward_intermediates(  # type: ignore[operator]
                 images, indices=list(self.stages), output_fmt="NCHW"
@@ -65,13 +90,11 @@ class Tapped(nn.Module):
     def _forward_hooked(self, images: Tensor) -> Features:
         seen: dict[str, Tensor] = {}
         modules = dict(self.network.named_modules())
-        names = [self.available[stage] for stage in self.stages]
-
         handles = []
-        for name in names:
+        for name in self.names:
 
             def keep(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-                seen[name] = output
+                seen[name] = output.clone()  # what follows may work in place, as `nn.ReLU(inplace=True)` does
 
             handles.append(modules[name].register_forward_hook(keep))
         try:
@@ -79,39 +102,70 @@ class Tapped(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        return Features(logits, tuple(_as_map(seen[name]) for name in names))
+        return Features(logits, tuple(_as_map(seen[name]) for name in self.names))
 
     @torch.no_grad()
     def shapes(self, image_size: int) -> tuple[TapShape, ...]:
         """The shape of each tap for one image of ``image_size`` pixels."""
-        training = self.training
-        self.eval()
-        parameter = next(self.parameters())
-        image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-        taps = self(image).taps
-        self.train(training)
-        return tuple(TapShape(*tap.shape[1:]) for tap in taps)
+        with _blank_image(self.network, image_size) as image:
+            return tuple(TapShape(*tap.shape[1:]) for tap in self(image).taps)
 
-
-def _resolve(tap: int, available: int, network: str) -> int:
-    if not -available <= tap < available:
+    def _stage(self, tap: int | str, image_size: int) -> int:
+        """The number, from 0, of a stage asked for by number or name."""
+        count = len(self.available)
+        if tap == AUTO:
+            return self._last_with_positions(image_size)
+        if isinstance(tap, int) and -count <= tap < count:
+            return tap % count
+        if tap in self.available:
+            return self.available.index(str(tap))
         raise InputError(
-            f"{network} has no tap {tap}.", f"Valid: 0 to {available - 1}, or -{available} to -1 counted from the end."
+            f"{type(self.network).__name__} has no tap {tap}.",
+            f"Valid: 0 to {count - 1}, -{count} to -1 counted from the end, {AUTO}, or by name: "
+            f"{', '.join(filter(None, self.available))}.  --tap names the student's, --teacher-tap the teacher's.",
         )
-    return tap % available
+
+    def _last_with_positions(self, image_size: int) -> int:
+        """What ``AUTO`` stands for; all stages are tapped for it once."""
+        self.stages = tuple(range(len(self.available)))
+        shapes = self.shapes(image_size)
+        wide = [stage for stage, shape in zip(self.stages, shapes, strict=True) if shape.height * shape.width > 1]
+        return wide[-1] if wide else self.stages[-1]
 
 
 def _stages(network: nn.Module) -> tuple[str, ...]:
     info = getattr(network, "feature_info", None)
     if not info:
-        raise InputError(f"{type(network).__name__} names no feature stages.", "Choose another network.")
+        raise InputError(f"{type(network).__name__} names no feature stages.", _LOGITS_ALONE)
     entries = info if isinstance(info, list) else info.info
     return tuple(str(entry["module"]) for entry in entries)
 
 
+def _map_modules(network: nn.Module, image_size: int) -> tuple[str, ...]:
+    """Names of the modules that put out a map, in the order in which they run.
+
+    Seen on one image of the size to come or, where that is small and the network takes others, of ``PROBE_SIZE``: on a
+    smaller one the last stage's map has one position, as what is pooled has on any.
+    """
+    name = type(network).__name__
+    refused: Exception | None = None
+    for size in dict.fromkeys((max(image_size, PROBE_SIZE), image_size)):
+        try:
+            order = _seen_maps(network, size)
+            break
+        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+            refused = error
+    else:
+        raise InputError(
+            f"{name} does not take images of {image_size} x {image_size} pixels.", "Give another --image-size."
+        ) from refused
+    if not order:
+        raise InputError(f"{name} has no module whose output is a feature map.", _LOGITS_ALONE)
+    return order
+
+
 @torch.no_grad()
-def _map_modules(network: nn.Module) -> tuple[str, ...]:
-    """Names of the modules that put out a map, in the order in which they run, seen on one 64 x 64 image."""
+def _seen_maps(network: nn.Module, image_size: int) -> tuple[str, ...]:
     order: list[str] = []
     handles = []
     for name, module in network.named_modules():
@@ -122,20 +176,25 @@ def _map_modules(network: nn.Module) -> tuple[str, ...]:
                     order.append(name)
 
             handles.append(module.register_forward_hook(note))
-    training = network.training
-    network.eval()
     try:
-        parameter = next(network.parameters())
-        network(torch.zeros(1, 3, 64, 64, device=parameter.device, dtype=parameter.dtype))
+        with _blank_image(network, image_size) as image:
+            network(image)
     finally:
-        network.train(training)
         for handle in handles:
             handle.remove()
-    if not order:
-        raise InputError(
-            f"{type(network).__name__} has no module whose output is a feature map.", "Use `--objective kd` for it."
-        )
     return tuple(dict.fromkeys(order))
+
+
+@contextmanager
+def _blank_image(network: nn.Module, image_size: int) -> Iterator[Tensor]:
+    """One image (1, 3, H, W) for a network that is in eval mode meanwhile."""
+    training = network.training
+    network.eval()
+    parameter = next(network.parameters())
+    try:
+        yield torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    finally:
+        network.train(training)
 
 
 def _as_map(output: Tensor) -> Tensor:

@@ -31,3 +31,29 @@ def student(num_classes: int) -> nn.Module:
 def prunable(num_classes: int) -> nn.Module:
     """One that keeps multiples of eight channels when it is pruned."""
     return _network(num_classes, 32)
+
+
+def transformer(num_classes: int) -> nn.Module:
+    """Two blocks over 4 x 4 tokens; timm's, so that it is tapped at its blocks."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    network: nn.Module = VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=num_classes
+    )
+    return network
+
+
+def fixed(num_classes: int) -> nn.Module:
+    """Takes images of 16 x 16 alone."""
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(4 * 8 * 8, num_classes),
+    )
+
+
+def flat(num_classes: int) -> nn.Module:
+    """Takes images of 16 x 16 alone, and has no feature map."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.ReLU(), nn.Linear(16, num_classes))
