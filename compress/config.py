@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -39,6 +40,8 @@ Weight = Annotated[float, Ge(0)]
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The settings of one run.  None means: chosen from the data, the models or the target, and recorded."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"coerce_numbers_to_str": True}  # YAML reads `tap: -2` as a number
 
     teacher: Annotated[str, Option("timm name, alias, artefact folder, or package.module:function.", _MAIN)]
     student: Annotated[str, Option("The same, for the network that ships.", _MAIN)]
@@ -90,7 +93,12 @@ class RunConfig:
     qat_epochs: Annotated[int | None, Ge(1), Option("Epochs of that training.", _COMPRESS)] = None
 
     objective: Annotated[str, Option("Terms joined by +; `iekd-compress objectives` lists them.", _METHOD)] = "ie-ft+kd"
-    tap: Annotated[str, Option("Stages to tap, such as -1 or -2,-1.", _METHOD)] = "-1"
+    tap: Annotated[
+        str,
+        Option("Stages to tap, joined by commas: by number (-1: the last) or name, such as layer3, or auto.", _METHOD),
+    ] = "-1"
+    teacher_tap: Annotated[str | None, Option("The teacher's stages.  Default: as --tap.", _METHOD)] = None
+    task_weight: Annotated[Weight, Option("Weight of the cross-entropy on the labels.", _METHOD)] = 1.0
     inherit_weight: Annotated[Weight | None, Option("Weight of the inheritance term.", _METHOD)] = None
     explore_weight: Annotated[Weight | None, Option("Weight of the exploration term.", _METHOD)] = None
     explore_margin: Annotated[
@@ -105,6 +113,9 @@ class RunConfig:
     inherit_fraction: Annotated[float, Ge(0), Le(1), Option("Share of channels that inherit.", _METHOD)] = 0.5
     split: Annotated[str, Option("natural, random or relevance.", _METHOD)] = "natural"
     factor_epochs: Annotated[Count, Option("Epochs of the teacher's auto-encoder.", _METHOD)] = 10
+    factor_channels: Annotated[Count, Option("Most channels of FT's factors.", _METHOD)] = 128
+    hidden_channels: Annotated[Count, Option("FT's encoders bring wider maps down to this many.", _METHOD)] = 256
+    mutual_transfer: Annotated[str, Option("What ie-dml lifts: ft, at or vkd.", _METHOD)] = "ft"
     views: Annotated[
         int | None,
         Ge(0),
@@ -133,14 +144,14 @@ class RunConfig:
         return None if self.max_latency is None else parse_latency(self.max_latency)
 
     @property
-    def taps(self) -> tuple[int, ...]:
-        """``tap`` as stage numbers."""
-        try:
-            return tuple(int(part) for part in self.tap.split(","))
-        except ValueError as error:
-            raise InputError(
-                f"tap '{self.tap}' is not a list of stage numbers.", "Give numbers such as -1 (last stage) or -2,-1."
-            ) from error
+    def taps(self) -> tuple[int | str, ...]:
+        """``tap`` as stage numbers and names."""
+        return _stages("tap", self.tap)
+
+    @property
+    def teacher_taps(self) -> tuple[int | str, ...]:
+        """``teacher_tap`` likewise, or ``taps``."""
+        return self.taps if self.teacher_tap is None else _stages("teacher_tap", self.teacher_tap)
 
 
 CHOICES = {
@@ -194,7 +205,7 @@ def make_config(values: dict[str, Any]) -> RunConfig:
 
 
 def _check_texts(config: RunConfig) -> None:
-    _ = config.max_latency_ms, config.taps  # raise on bad text
+    _ = config.max_latency_ms, config.taps, config.teacher_taps  # raise on bad text
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -254,6 +265,16 @@ def parse_latency(text: str) -> float:
     if not 0 < value < float("inf"):
         raise InputError(f"--max-latency '{text}' is not a duration.", "Write it as 2ms, 800us or 0.002s.")
     return value
+
+
+def _stages(name: str, text: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise InputError(
+            f"{flag(name)} '{text}' is not a list of stages.",
+            "Give numbers such as -1 (the last) or -2,-1, names such as layer3, or auto.",
+        )
+    return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
 
 
 def _slug(text: str) -> str:

@@ -117,7 +117,8 @@ def _measure(
 ) -> Diagnosis:
     device = _device(run.config)
     made = {role: run.artefact(role, networks.get(role)) for role in ("teacher", "student")}
-    pair = {role: tap_teacher(artefact.network, run.config.taps).to(device).eval() for role, artefact in made.items()}
+    size, asked = made["student"].preprocessing.size, {"teacher": run.config.teacher_taps, "student": run.config.taps}
+    pair = {role: tap_teacher(made[role].network, asked[role], size).to(device).eval() for role in made}
     images = _images(data, made["student"].preprocessing, count)
     taps = _diagnose_taps(pair["teacher"], pair["student"], images.pixels, run)
     curves = [NoiseCurve(name="student", levels=_noise(made["student"].network, images, levels, seeds))]

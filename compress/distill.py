@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.objectives.base import Objective, TeacherRecord
 from iekd.compress.objectives.build import build_objective
+from iekd.compress.objectives.catalogue import reads_maps
 from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.quantizers.simulated import Answers, Simulated
@@ -26,7 +27,7 @@ from iekd.errors import InputError
 from iekd.files import sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 from iekd.models.ensemble import Ensemble
-from iekd.models.taps import Features, Tapped
+from iekd.models.taps import AUTO, Features, Tapped
 
 MOST_VIEWS = 8
 """Augmented views kept of each image when the settings leave it open; more views cost disk and first-time forwards."""
@@ -118,10 +119,14 @@ def distill_network(
         job: the run, with the objective.
         simulate: makes the copy of the tapped student that is trained in its stead, under simulated quantisation.
     """
-    tapped_teacher = tap_teacher(teacher, job.config.taps).to(job.device).to(memory_format=torch.channels_last)
+    taps, size = taps_of(job.config), job.preprocessing.size
+    tapped_teacher = tap_teacher(teacher, taps.teacher, size).to(job.device).to(memory_format=torch.channels_last)
     tapped_teacher.eval().requires_grad_(False)
-    student = Tapped(network, job.config.taps).to(job.device)
-    objective = make_objective(job.config, tapped_teacher, student, job.preprocessing.size, job.classes).to(job.device)
+    student = Tapped(network, taps.student, size).to(job.device)
+    if AUTO in taps.teacher + taps.student:
+        names = [", ".join(tapped.names) for tapped in (tapped_teacher, student)]
+        job.observer.note(f"Tapped: {names[0]} of the teacher, {names[1]} of the student.")
+    objective = make_objective(job.config, tapped_teacher, student, size, job.classes).to(job.device)
     factor_history = _prepare_factors(objective, tapped_teacher, student, job)
     _prepare_from_data(objective, tapped_teacher, student, job)
     if simulate is None:
@@ -140,11 +145,23 @@ def load_teacher(job: Job, given: str | nn.Module) -> nn.Module:
 Teacher = Tapped | EnsembleTeacher
 
 
-def tap_teacher(network: nn.Module, taps: tuple[int, ...]) -> Teacher:
-    """The teacher with its taps; an ensemble's members are tapped each."""
+class Taps(NamedTuple):
+    """Stages to tap, by number or name."""
+
+    teacher: tuple[int | str, ...]
+    student: tuple[int | str, ...]
+
+
+def taps_of(config: RunConfig) -> Taps:
+    """Where the objective reads the networks: nowhere if it reads logits alone, so that it takes any network."""
+    return Taps(config.teacher_taps, config.taps) if reads_maps(config.objective) else Taps((), ())
+
+
+def tap_teacher(network: nn.Module, taps: Sequence[int | str], size: int) -> Teacher:
+    """The teacher with its taps, for images of ``size`` pixels; an ensemble's members are tapped each."""
     if isinstance(network, Ensemble):
-        return EnsembleTeacher([Tapped(member, taps) for member in network.members])
-    return Tapped(network, taps)
+        return EnsembleTeacher([Tapped(member, taps, size) for member in network.members])
+    return Tapped(network, taps, size)
 
 
 def objective_settings(config: RunConfig) -> ObjectiveSettings:

@@ -20,7 +20,10 @@ def aliases_table() -> Table:
         table.add_row(f"[dim]{title}[/]", "", "")
         for family in families:
             table.add_row(f"  {family.alias}", family.timm_name, f"[dim]{family.note}[/]")
-    table.caption = "Every timm name works as teacher and as student: iekd-compress models 'resnet*' searches them."
+    table.caption = (
+        "Every timm name works as teacher and as student: iekd-compress models 'resnet*' searches them.\n"
+        "Stages for --tap and --teacher-tap: a name that a network has not is answered with those that it has."
+    )
     return table
 
 

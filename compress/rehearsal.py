@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from iekd.compress.config import RunConfig
-from iekd.compress.distill import Teacher, make_objective, objective_settings, tap_teacher
+from iekd.compress.distill import Teacher, make_objective, objective_settings, tap_teacher, taps_of
 from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
@@ -21,7 +21,7 @@ from iekd.compress.variants import grids_to_train, require_quantizers
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import Ensemble, member_names
-from iekd.models.registry import Architecture, build, ensemble_of, is_artefact, resolve
+from iekd.models.registry import Architecture, build, check_classes, ensemble_of, is_artefact, resolve
 from iekd.models.taps import Tapped
 
 
@@ -40,18 +40,20 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     networks = [_untrained(given, classes, size) for given in (teacher, student)]
     if isinstance(networks[1], Ensemble):
         raise InputError(f"the student is one network, not those of '{student}'.", "Name one.")
-    own = Tapped(networks[1], config.taps)
+    taps = taps_of(config)
+    own = Tapped(networks[1], taps.student, size)
     for grid in grids_to_train(config):
         Simulated(own, torch.zeros(1, 3, size, size, device=next(own.parameters()).device), grid)
     if is_mutual(config.objective):
         if isinstance(networks[0], Ensemble):
             raise InputError(f"{config.objective} trains two networks, not the ensemble '{teacher}'.", "Name one.")
-        pair = (Tapped(networks[0], config.taps), own)
-        build_mutual(config.objective, pair, image_size=size, settings=objective_settings(config))
+        pair = (Tapped(networks[0], taps.teacher, size), own)
+        settings, transfer = objective_settings(config), config.mutual_transfer
+        build_mutual(config.objective, pair, image_size=size, settings=settings, transfer=transfer)
         return
     if config.prune:
         _rehearse_pruning(config, networks[1], size)
-    tapped: Teacher = tap_teacher(networks[0], config.taps)
+    tapped: Teacher = tap_teacher(networks[0], taps.teacher, size)
     make_objective(config, tapped, own, size, classes)
 
 
@@ -63,6 +65,7 @@ def _rehearse_pruning(config: RunConfig, student: nn.Module, size: int) -> None:
 
 def _untrained(given: str | nn.Module, classes: int, size: int) -> nn.Module:
     if isinstance(given, nn.Module):
+        check_classes(given, type(given).__name__, classes, size)
         return given
     return build(_architecture(given), classes, size)
 

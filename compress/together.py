@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from iekd.compress.distill import objective_settings
+from iekd.compress.distill import objective_settings, taps_of
 from iekd.compress.job import Job
 from iekd.compress.objectives.mutual import build_mutual
 from iekd.compress.plan import Plan
@@ -35,9 +35,11 @@ def train_together(given: dict[str, str | nn.Module], plan: Plan, job: Job) -> d
     made = {role: first_network(given[role], origins[role], weights[role], job, role) for role in origins}
     if any(isinstance(network, Ensemble) for network, _ in made.values()):
         raise InputError(f"{config.objective} trains two networks together, not an ensemble.", "Name one teacher.")
-    tapped = [Tapped(network, config.taps).to(job.device) for network, _ in made.values()]
+    taps = taps_of(config)._asdict()
+    tapped = [Tapped(network, taps[role], size).to(job.device) for role, (network, _) in made.items()]
     seed_everything(config.seed, "objective-init", 0)
-    task = build_mutual(config.objective, tapped, image_size=size, settings=objective_settings(config))
+    settings, transfer = objective_settings(config), config.mutual_transfer
+    task = build_mutual(config.objective, tapped, image_size=size, settings=settings, transfer=transfer)
     checkpoints = job.folder / "checkpoints" / "student"
     history = fit(
         task,

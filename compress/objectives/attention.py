@@ -32,7 +32,7 @@ class AttentionTransfer(Transfer):
         if teacher.height * teacher.width == 1:
             raise InputError(
                 "at compares attention over positions, and these maps have only one.",
-                "Tap an earlier stage (--tap -2), or use larger images.",
+                "Tap an earlier stage (--tap auto), or use larger images.",
             )
         self.code_shape = (teacher.height, teacher.width)
         self.attend = AttentionMap()

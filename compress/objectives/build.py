@@ -82,10 +82,7 @@ def build_objective(
     parsed = parse_objective(name)
     lifts = []
     if parsed.feature is not None:
-        if len(teacher) != len(student):
-            raise InputError(
-                f"{len(teacher)} taps of the teacher against {len(student)} of the student.", "Name as many of each."
-            )
+        require_as_many(teacher, student)
         if settings.inherit_fraction == 1 and settings.inherit_weight is None:
             # Nothing explores: a lift is then the plain transfer, its weight included.
             settings = replace(settings, inherit_weight=resolved(parsed.feature, settings, "transfer_weight"))
@@ -118,6 +115,14 @@ def make_lift(
         transfer = kind(shape, settings)
     weights = Weights(*(resolved(entry, settings, f"{field}_weight") for field in Weights._fields))
     return InheritExplore(transfer, shape[1:], student, weights, settings, lifted=entry.kind == "lift")
+
+
+def require_as_many(teacher: Sequence[TapShape], student: Sequence[TapShape]) -> None:
+    """Raise InputError unless the two networks have equally many taps."""
+    if len(teacher) != len(student):
+        raise InputError(
+            f"{len(teacher)} taps of the teacher against {len(student)} of the student.", "Name as many of each."
+        )
 
 
 def load(entry: Entry) -> Any:

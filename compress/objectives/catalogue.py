@@ -188,5 +188,11 @@ def is_mutual(name: str) -> bool:
     return name.lower() in OBJECTIVES and OBJECTIVES[name.lower()].kind == "mutual"
 
 
+def reads_maps(name: str) -> bool:
+    """Does this objective, a valid one, look at the networks' maps, and not at their logits alone?"""
+    parts = name.lower().split("+")
+    return any(OBJECTIVES[part].kind in ("transfer", "lift") or part == "ie-dml" for part in parts)
+
+
 ENTRIES = describe_objectives()
 """The terms that come with the package."""

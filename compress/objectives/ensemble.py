@@ -42,6 +42,12 @@ class EnsembleTeacher(nn.Module):
         stages: tuple[int, ...] = self.teachers[0].stages  # type: ignore[assignment]
         return stages
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of these stages."""
+        names: tuple[str, ...] = self.teachers[0].names  # type: ignore[assignment]
+        return names
+
     def members(self, image_size: int) -> tuple[tuple[TapShape, ...], ...]:
         """Each teacher's tap shapes."""
         return tuple(teacher.shapes(image_size) for teacher in self.teachers)  # type: ignore[operator]

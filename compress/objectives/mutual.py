@@ -16,7 +16,7 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iekd.compress.objectives.build import load, make_lift, resolved
+from iekd.compress.objectives.build import load, make_lift, require_as_many, resolved
 from iekd.compress.objectives.catalogue import OBJECTIVES, Entry
 from iekd.compress.objectives.lift import InheritExplore, Learners, records, suffix
 from iekd.compress.objectives.logits import distillation_loss
@@ -58,6 +58,7 @@ def build_mutual(
         return kind(a, b, weights)
     lift = _lift_for(entry, settings, transfer)
     shapes = [tapped.shapes(image_size) for tapped in networks]
+    require_as_many(*shapes)
     of_a, of_b = (
         [make_lift(lift, *pair, settings) for pair in zip(other, own, strict=True)]
         for own, other in (shapes, shapes[::-1])

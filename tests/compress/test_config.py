@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
-from iekd.compress.config import make_config, options, parse_latency, read_config_file, to_yaml
+from iekd.compress.config import RunConfig, make_config, options, parse_latency, read_config_file, to_yaml
+from iekd.compress.distill import objective_settings
+from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.errors import InputError
 
 BASE = {"teacher": "resnet18", "student": "mobilenet"}
@@ -35,13 +38,31 @@ def test_latency_refuses_what_is_no_duration(text: str) -> None:
         ("target", "toaster", "Valid: cpu"),
         ("keep", "bets", "best"),
         ("epoch", 3, "Did you mean epochs"),
-        ("tap", "last", "stage numbers"),
+        ("tap", "-2,", "is not a list of stages"),
+        ("teacher_tap", "", "--teacher-tap ''"),
+        ("hidden_channels", 0, "--hidden-channels"),
     ],
 )
 def test_bad_values_are_named(key: str, value: object, word: str) -> None:
     with pytest.raises(InputError) as caught:
         make_config({**BASE, key: value})
     assert word in str(caught.value)
+
+
+def test_taps_are_numbers_and_names_and_the_teachers_are_the_students_unless_given() -> None:
+    config = make_config({**BASE, "tap": "-2, layer4,auto"})
+    assert config.taps == config.teacher_taps == (-2, "layer4", "auto")
+    assert make_config({**BASE, "tap": "layer4", "teacher_tap": "3"}).teacher_taps == (3,)
+    assert make_config(BASE).taps == (-1,)
+
+
+def test_every_setting_of_an_objective_is_a_setting_of_a_run() -> None:
+    own, runs = ({field.name for field in dataclasses.fields(kind)} for kind in (ObjectiveSettings, RunConfig))
+    assert own - runs == set()
+    given = {"task_weight": 0.5, "factor_channels": 4, "hidden_channels": 8}
+    made = objective_settings(make_config({**BASE, **given}))
+    assert {key: getattr(made, key) for key in given} == given
+    assert objective_settings(make_config(BASE)) == ObjectiveSettings()
 
 
 def test_a_model_must_be_named() -> None:
@@ -58,8 +79,10 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 
 def test_yaml_may_spell_settings_like_flags(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("teacher: resnet18\nstudent: mobilenet\nteacher-epochs: 4\n")
-    assert make_config(read_config_file(file)).teacher_epochs == 4
+    file.write_text("teacher: resnet18\nstudent: mobilenet\nteacher-epochs: 4\ntap: -2\nmax_latency: 3\n")
+    config = make_config(read_config_file(file))
+    assert config.teacher_epochs == 4
+    assert (config.taps, config.max_latency_ms) == ((-2,), 3)
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "{", "just words"])

@@ -15,6 +15,7 @@ from small import settings
 
 import iekd
 from iekd.compress.config import RunConfig
+from iekd.compress.diagnose import diagnose
 from iekd.compress.observer import Observer
 from iekd.deploy.report import read_report
 from iekd.errors import InputError
@@ -108,6 +109,11 @@ def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
     [
         ({"objective": "ie-fit"}, "Did you mean"),
         ({"objective": "ie-ft", "tap": "9"}, "has no tap 9"),
+        ({"objective": "ie-ft", "teacher_tap": "layer9"}, "has no tap layer9.*by name: 0, 1, 2, 3, 4"),
+        ({"objective": "ie-ft", "tap": "3,4", "teacher_tap": "4"}, "1 taps of the teacher against 2 of the student"),
+        ({"objective": "ie-dml", "tap": "3,4", "teacher_tap": "4"}, "taps of the .* against"),
+        ({"objective": "ie-dml", "mutual_transfer": "od"}, "unknown transfer for ie-dml 'od'"),
+        ({"objective": "ie-ft", "student": "tiny_networks:flat"}, "no module whose output is a feature map"),
         ({"objective": "ie-ft", "inherit_fraction": 0.01}, "leaves a part empty"),
         ({"objective": "dml+kd"}, "stands alone"),
         ({"objective": "ie-dml", "split": "relevance"}, "needs a finished teacher"),
@@ -127,6 +133,49 @@ def test_one_network_cannot_teach_itself(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="dml trains two networks together, not 1"):
         iekd.run(**tiny(tmp_path / "run", objective="dml", teacher=network, student=network))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("student", "changes"),
+    [
+        ("flat", {"objective": "kd"}),
+        ("flat", {"objective": "dml"}),
+        ("fixed", {"objective": "kd"}),
+        ("fixed", {"objective": "ie-ft+kd", "tap": "2"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value["objective"],
+)
+def test_networks_of_one_size_and_without_maps_are_trained(
+    student: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    given = tiny(tmp_path / "run", student=f"tiny_networks:{student}", epochs=1, **changes)
+    assert iekd.run(**given).student.verification.top1_agreement == 1
+
+
+class Notes(Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_teacher_and_student_are_tapped_each_at_its_own_stage(tmp_path: Path) -> None:
+    notes, out = Notes(), tmp_path / "run"
+    given = tiny(out, teacher="tiny_networks:transformer", teacher_tap="blocks.0", objective="ie-at", epochs=1)
+    iekd.run(**{**given, "tap": "auto"}, observer=notes)
+    assert "Tapped: blocks.0 of the teacher, 4 of the student." in notes.told
+    (tap,) = diagnose(out, images=16).taps
+    assert (tap.stage, tap.teacher_shape, tap.student_shape) == (4, [16, 4, 4], [8, 4, 4])
+
+
+def test_what_ie_dml_lifts_can_be_chosen(tmp_path: Path) -> None:
+    report = iekd.run(**tiny(tmp_path / "run", objective="ie-dml", mutual_transfer="at", epochs=1))
+    terms = {curve.name for curve in report.curves if curve.stage == "student"}
+    assert {"a.inherit", "b.explore"} <= terms
+    assert not any("reconstruction" in term for term in terms), "attention maps have nothing to learn beforehand"
 
 
 def test_mutual_learning_has_no_teacher_to_train_before(tmp_path: Path) -> None:
