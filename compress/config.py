@@ -144,6 +144,11 @@ class RunConfig:
         return None if self.max_latency is None else parse_latency(self.max_latency)
 
     @property
+    def prune_share(self) -> float:
+        """Share of what is left of the MACs that each of ``prune_steps`` removes."""
+        return 1 - float((1 - self.prune) ** (1 / self.prune_steps))
+
+    @property
     def taps(self) -> tuple[int | str, ...]:
         """``tap`` as stage numbers and names."""
         return _stages("tap", self.tap)

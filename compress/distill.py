@@ -14,7 +14,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.objectives.base import Objective, TeacherRecord
 from iekd.compress.objectives.build import build_objective
-from iekd.compress.objectives.catalogue import reads_maps
+from iekd.compress.objectives.catalogue import is_mutual, reads_maps
 from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.quantizers.simulated import Answers, Simulated
@@ -169,6 +169,12 @@ def objective_settings(config: RunConfig) -> ObjectiveSettings:
     own = {field.name for field in dataclasses.fields(ObjectiveSettings)}
     given = {key: value for key, value in dataclasses.asdict(config).items() if key in own and value is not None}
     return ObjectiveSettings(**given)
+
+
+def later_config(config: RunConfig) -> RunConfig:
+    """What trains the student after its distillation: the same; after learning together, the answers of the finished
+    teacher, which no longer learns."""
+    return dataclasses.replace(config, objective="kd") if is_mutual(config.objective) else config
 
 
 def make_objective(config: RunConfig, teacher: Teacher, student: Tapped, size: int, classes: int) -> Objective:

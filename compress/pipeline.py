@@ -130,13 +130,18 @@ def _training(
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """The stages that train: first the teacher and then the student, or both together."""
     teacher, student = given["teacher"], given["student"]
+    pruning: dict[str, Callable[[], dict[str, Any]]] = {}
+    if job.config.prune:
+        pruning["prune"] = lambda: folder.stage(
+            "prune", ["pruned"], lambda: prune_student(plan, job, load_teacher(job, teacher), student)
+        )
     if is_mutual(job.config.objective):
         return {
-            "distill": lambda: folder.stage("distill", ["teacher", "student"], lambda: train_together(given, plan, job))
+            "distill": lambda: folder.stage(
+                "distill", ["teacher", "student"], lambda: train_together(given, plan, job)
+            ),
+            **pruning,
         }
-    pruning: dict[str, Callable[[], dict[str, Any]]] = {
-        "prune": lambda: folder.stage("prune", ["pruned"], lambda: prune_student(plan, job, load_teacher(job, teacher)))
-    }
     return {
         "teacher": lambda: folder.stage(
             "teacher",
@@ -148,7 +153,7 @@ def _training(
             ["student"],
             lambda: distill(student, plan.student_origin, plan.lr, plan.epochs, job, load_teacher(job, teacher)),
         ),
-        **(pruning if job.config.prune else {}),
+        **pruning,
     }
 
 

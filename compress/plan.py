@@ -13,6 +13,7 @@ from torch import nn
 
 from iekd.compress.config import RunConfig
 from iekd.compress.data import ImageData
+from iekd.compress.objectives.catalogue import is_labels_alone
 from iekd.compress.observer import Observer
 from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
 from iekd.models.checkpoint import read_description
@@ -73,7 +74,7 @@ def make_plan(
     classes = len(data.classes)
     teacher_origin, teacher_why = decide_weights(teacher, config.teacher_weights, classes, size)
     student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
-    notes = _scratch_notes({"teacher": teacher_why, "student": student_why})
+    notes = (*_scratch_notes({"teacher": teacher_why, "student": student_why}), *_label_notes(config))
     for note in notes:
         observer.note(note)
     return Plan(
@@ -100,6 +101,13 @@ def _scratch_notes(reasons: dict[str, str]) -> tuple[str, ...]:
         verb = "train" if " and " in who else "trains"
         notes.append(f"{reason[0].upper()}{reason[1:]}: {who} {verb} from scratch.")
     return tuple(notes)
+
+
+def _label_notes(config: RunConfig) -> tuple[str, ...]:
+    """Pruning promises a recovery under the teacher; an objective without one does not give it."""
+    if not config.prune or not is_labels_alone(config.objective):
+        return ()
+    return (f"The pruned student recovers on the labels alone: --objective {config.objective} asks no teacher.",)
 
 
 def _teacher_epochs(config: RunConfig, origin: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from iekd.compress.distill import Schedule, distill_network
+from iekd.compress.distill import Schedule, distill_network, later_config
 from iekd.compress.job import Job
 from iekd.compress.plan import Plan
 from iekd.compress.prune import Macs, prune
@@ -15,7 +15,7 @@ from iekd.compress.targets import TARGETS
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 
 
-def prune_student(plan: Plan, job: Job, teacher: nn.Module) -> dict[str, Any]:
+def prune_student(plan: Plan, job: Job, teacher: nn.Module, given: str | nn.Module) -> dict[str, Any]:
     """Stage ``prune``: write the artefact ``pruned/``.
 
     Every step prunes what the step before left, to the same share of what remains, and is then distilled from the
@@ -24,12 +24,13 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module) -> dict[str, Any]:
     Args:
         plan: learning rate and epochs.
         job: the run.
-        teacher: the network that stage ``teacher`` wrote.
+        teacher: trained, alone or together with the student.
+        given: what the user named as student; a network given as an object is needed to read it back.
     """
     config = job.config
-    artefact = load_artefact(job.folder / "student")
+    own = dataclasses.replace(job, config=later_config(config))
+    artefact = load_artefact(job.folder / "student", None if isinstance(given, str) else given)
     before = job.accuracy(artefact.network.to(job.device))
-    share = 1 - (1 - config.prune) ** (1 / config.prune_steps)
     history: list[dict[str, Any]] = []
     epochs = config.prune_epochs or max(1, plan.epochs // 2)
     accuracies: list[float] = []
@@ -38,7 +39,7 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module) -> dict[str, Any]:
         cut = prune(
             artefact.network.cpu(),
             image_size=job.preprocessing.size,
-            goal=Macs(share),
+            goal=Macs(config.prune_share),
             criterion=config.prune_criterion,
             scope=config.prune_scope,
             round_to=TARGETS[config.target].round_to,
@@ -46,7 +47,7 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module) -> dict[str, Any]:
         )
         history.append({**cut.history, "macs": [cut.macs_before, cut.macs_after]})
         schedule = Schedule(f"pruned{step}", plan.lr / 2, epochs)
-        recovery, _ = distill_network(cut.network, teacher, schedule, job)
+        recovery, _ = distill_network(cut.network, teacher, schedule, own)
         curves = recovery.figures
         artefact = dataclasses.replace(
             artefact, network=cut.network, architecture=cut.architecture(artefact.architecture)

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from iekd.compress.config import RunConfig
-from iekd.compress.distill import Schedule, distill_network
+from iekd.compress.distill import Schedule, distill_network, later_config
 from iekd.compress.job import Job
-from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.plan import Plan
 from iekd.compress.quantizers.simulated import GRIDS, Simulated
 from iekd.compress.targets import TARGETS
@@ -56,7 +55,7 @@ def train_quantized(scheme: str, plan: Plan, job: Job, teacher: nn.Module, given
     source = job.folder / ("pruned" if job.config.prune else "student")
     artefact = load_artefact(source, None if isinstance(given, str) else given)
     schedule = Schedule(NAME, plan.lr * LR_SHARE, qat_epochs(job.config, plan.epochs))
-    own = dataclasses.replace(job, config=dataclasses.replace(job.config, objective=qat_objective(job.config)))
+    own = dataclasses.replace(job, config=later_config(job.config))
     curves = train_network_quantized(artefact.network, teacher, schedule, own, scheme)
     facts = {
         "accuracy": job.accuracy(artefact.network.to(job.device)),
@@ -84,11 +83,6 @@ def train_network_quantized(
 def qat_epochs(config: RunConfig, epochs: int) -> int:
     """Epochs of the training, where the student had ``epochs``."""
     return config.qat_epochs or max(1, epochs // EPOCH_SHARE)
-
-
-def qat_objective(config: RunConfig) -> str:
-    """The run's objective; after learning together, the answers of the trained teacher, which no longer learns."""
-    return "kd" if is_mutual(config.objective) else config.objective
 
 
 def _write(artefact: Artefact, job: Job) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from iekd.compress.config import RunConfig
-from iekd.compress.distill import Teacher, make_objective, objective_settings, tap_teacher, taps_of
+from iekd.compress.distill import Teacher, later_config, make_objective, objective_settings, tap_teacher, taps_of
 from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
@@ -26,11 +27,11 @@ from iekd.models.taps import Tapped
 
 
 def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Module, student: str | nn.Module) -> None:
-    """Build both networks, their taps and the objective, untrained, and drop them again.
+    """Build both networks, their taps and the objective, untrained, prune as will be pruned, and drop it all again.
 
     Raises:
         InputError: unknown objective or tap, a split that leaves a part empty, a term that so few classes do not allow,
-            a precision that the target has not, a student that cannot be pruned.
+            a precision that the target has not, a student that cannot be pruned so often and so far.
         EnvironmentMissingError: a library that the precision needs.
     """
     require_quantizers(config)
@@ -50,17 +51,44 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
         pair = (Tapped(networks[0], taps.teacher, size), own)
         settings, transfer = objective_settings(config), config.mutual_transfer
         build_mutual(config.objective, pair, image_size=size, settings=settings, transfer=transfer)
-        return
-    if config.prune:
-        _rehearse_pruning(config, networks[1], size)
-    tapped: Teacher = tap_teacher(networks[0], taps.teacher, size)
-    make_objective(config, tapped, own, size, classes)
+    later = later_config(config)
+    tapped: Teacher = tap_teacher(networks[0], taps_of(later).teacher, size)
+    for network in (networks[1], *_prunings(config, networks[1], size)):
+        make_objective(later, tapped, Tapped(network, taps_of(later).student, size), size, classes)
 
 
-def _rehearse_pruning(config: RunConfig, student: nn.Module, size: int) -> None:
-    share = 1 - (1 - config.prune) ** (1 / config.prune_steps)
-    scope, rounding = config.prune_scope, TARGETS[config.target].round_to
-    prune(student, image_size=size, goal=Macs(share), scope=scope, round_to=rounding)
+def _prunings(config: RunConfig, student: nn.Module, size: int) -> list[nn.Module]:
+    """What each step of the pruning would leave of the student; nothing where there is none."""
+    if not config.prune:
+        return []
+    network = _with_distinct_scales(student)
+    # taylor ranks the same layers, by gradients that mean nothing before training
+    criterion = "group-norm" if config.prune_criterion == "taylor" else config.prune_criterion
+    found = []
+    for step in range(config.prune_steps):
+        try:
+            network = prune(
+                network,
+                image_size=size,
+                goal=Macs(config.prune_share),
+                criterion=criterion,
+                scope=config.prune_scope,
+                round_to=TARGETS[config.target].round_to,
+            ).network
+        except InputError as error:
+            raise InputError(f"pruning step {step + 1} of {config.prune_steps}: {error.message}", error.hint) from error
+        found.append(network)
+    return found
+
+
+@torch.no_grad()
+def _with_distinct_scales(network: nn.Module) -> nn.Module:
+    """A copy whose normalisations scale each channel otherwise: fresh scales are all alike, or 0, and rank nothing."""
+    twin = copy.deepcopy(network)
+    for name, parameter in twin.named_parameters():
+        if name.endswith("weight") and parameter.dim() == 1:
+            parameter.copy_(torch.linspace(0.5, 1.5, len(parameter)))
+    return twin
 
 
 def _untrained(given: str | nn.Module, classes: int, size: int) -> nn.Module:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -82,7 +83,8 @@ def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
 
     Args:
         folder: where :func:`save_artefact` wrote it.
-        network: the network to load into, for those that no file can rebuild.
+        network: the network to load into, for those that no file can rebuild; one that was pruned is loaded into a
+            copy of it, so that the caller's own keeps its widths.
 
     Raises:
         InputError: not an artefact, damaged, of a newer version, or not of this network.
@@ -96,7 +98,8 @@ def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
         raise InputError(f"{weights} is missing or damaged: its SHA-256 does not fit model.json.", "Make it again.")
     if network is None:
         network = build(architecture, len(classes), preprocessing.size)
-    else:
+    elif architecture.pruned:
+        network = copy.deepcopy(network)
         apply_changes(network, architecture.pruned)
     load_state(network, load_file(weights), str(folder))
     return Artefact(network, architecture, classes, preprocessing, description["facts"])

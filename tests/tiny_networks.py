@@ -23,6 +23,11 @@ def teacher(num_classes: int) -> nn.Module:
     return _network(num_classes, 8)
 
 
+def prunable(num_classes: int) -> nn.Module:
+    """Wide enough for multiples of 8 to be cut off, once or twice."""
+    return _network(num_classes, 16)
+
+
 def student(num_classes: int) -> nn.Module:
     """The narrower one; tap 4 is its last map."""
     return _network(num_classes, 4)

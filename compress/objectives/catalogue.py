@@ -194,5 +194,10 @@ def reads_maps(name: str) -> bool:
     return any(OBJECTIVES[part].kind in ("transfer", "lift") or part == "ie-dml" for part in parts)
 
 
+def is_labels_alone(name: str) -> bool:
+    """Does this objective learn nothing from the teacher?"""
+    return all(part in OBJECTIVES and OBJECTIVES[part].kind == "labels" for part in name.lower().split("+"))
+
+
 ENTRIES = describe_objectives()
 """The terms that come with the package."""

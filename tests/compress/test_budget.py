@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import tiny_networks
 import torch
 from safetensors.torch import load_file
 from small import settings
 
 import iekd
+from iekd.compress.config import make_config
+from iekd.compress.data import load_data
 from iekd.compress.observer import Observer
+from iekd.compress.plan import make_plan
+from iekd.compress.rehearsal import rehearse
 from iekd.compress.targets import TARGETS
 from iekd.deploy.report import read_report
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
@@ -84,6 +89,59 @@ def test_a_run_stopped_while_recovering_ends_with_the_same_weights(squeezed: Pat
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
+SMALL = {
+    "teacher": "tiny_networks:teacher",
+    "tap": "4",
+    "epochs": 1,
+    "prune": 0.5,
+    "prune_steps": 1,
+    "prune_epochs": 1,
+    "val_limit": 20,
+}
+
+
+def test_networks_that_learned_together_prune_under_the_finished_teacher(tmp_path: Path) -> None:
+    given = settings(**SMALL, student="tiny_networks:prunable", objective="dml", out=str(tmp_path / "run"))
+    report = iekd.run(**given)
+    assert [stage.name for stage in report.stages] == ["plan", "distill", "prune", "export", "benchmark"]
+    assert {"task", "kd"} <= {curve.name for curve in report.curves if curve.stage == "pruned student"}
+    before, after = (count_macs(load_artefact(tmp_path / "run" / name).network, 32) for name in ("student", "pruned"))
+    assert report.student.macs == after <= 0.5 * before
+
+
+def test_a_network_of_ones_own_is_pruned_and_stays_as_wide_as_it_was(tmp_path: Path) -> None:
+    student = tiny_networks.prunable(10)
+    given = {**settings(**SMALL, precision="int8", qat="never"), "student": student, "out": str(tmp_path / "run")}
+    macs = count_macs(student, 32)
+    report = iekd.run(**given)
+    assert report.student.macs <= 0.5 * macs
+    assert count_macs(student, 32) == macs
+
+
+@pytest.mark.parametrize(("objective", "count"), [("ce", 1), ("ce+kd", 0)])
+def test_a_recovery_without_the_teacher_is_told_at_the_start_and_in_the_report(
+    objective: str, count: int, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    class Listener(Observer):
+        def note(self, text: str) -> None:
+            told.append(text)
+
+    given = settings(**SMALL, student="tiny_networks:prunable", objective=objective, out=str(tmp_path / "run"))
+    report = iekd.run(**given, observer=Listener())
+    for notes in (told, report.notes):
+        assert sum("on the labels alone" in note for note in notes) == count
+
+
+def test_rankings_that_fresh_weights_do_not_tell_apart_are_rehearsed_all_the_same(tmp_path: Path) -> None:
+    """Fresh normalisations scale all channels alike: taken as they are, one step would leave nothing to the next."""
+    changes = {"student": "mobilenetv2_050", "prune": 0.4, "prune_criterion": "bn-scale", "prune_scope": "global"}
+    config = make_config(settings(**changes))
+    plan = make_plan(config, load_data("digits"), config.teacher, config.student, Observer())
+    rehearse(config, plan, 10, config.teacher, config.student)
+
+
 def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     report = iekd.run(**settings(target="jetson-orin", precision="best", epochs=1, out=str(folder)))
@@ -110,6 +168,16 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
         ({"target": "cpuu"}, InputError, "unknown --target 'cpuu'"),
         ({"student": "tiny_networks:teacher", "prune": 0.5, "tap": "4"}, InputError, "prune"),
         ({"prune": 0.5, "prune_criterion": "random"}, InputError, "--prune-criterion"),
+        (
+            {"student": "vit_tiny_patch16_224", "prune": 0.3, "prune_criterion": "bn-scale"},
+            InputError,
+            "step 1 of 2: criterion bn-scale needs batch normalisation",
+        ),
+        (
+            {"student": "tiny_networks:prunable", "prune": 0.8, "tap": "4"},
+            InputError,
+            "step 2 of 2: .* cannot be pruned",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_told_before_training(

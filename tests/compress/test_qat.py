@@ -20,8 +20,9 @@ from small import settings
 import iekd
 from iekd.compress import variants
 from iekd.compress.config import make_config
+from iekd.compress.distill import later_config
 from iekd.compress.observer import Observer
-from iekd.compress.qat import qat_epochs, qat_objective
+from iekd.compress.qat import qat_epochs
 from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.variants import QAT_ARTEFACT, grids_to_train, make_variants, require_quantizers
 from iekd.deploy.graph_checks import is_quantized, require_tensorrt_graph
@@ -226,8 +227,8 @@ def test_epochs_and_objective_where_the_settings_leave_them_open() -> None:
     assert qat_epochs(make_config(tiny(qat_epochs=None)), 16) == 4
     assert qat_epochs(make_config(tiny(qat_epochs=None)), 2) == 1
     assert qat_epochs(make_config(tiny(qat_epochs=7)), 16) == 7
-    assert qat_objective(make_config(tiny(objective="dml"))) == "kd"
-    assert qat_objective(make_config(tiny())) == "ie-ft+kd"
+    assert later_config(make_config(tiny(objective="dml"))).objective == "kd"
+    assert later_config(make_config(tiny())).objective == "ie-ft+kd"
 
 
 @pytest.mark.parametrize(

@@ -85,9 +85,11 @@ def test_a_network_given_as_an_object_is_narrowed_on_loading(tmp_path: Path) -> 
     narrow = Net(5)
     architecture = Architecture("object", "Net", pruned=describe_changes(Net(8), narrow))
     save_artefact(tmp_path / "a", Artefact(narrow, architecture, ("x", "y"), Preprocessing(size=9), {}))
-    loaded = load_artefact(tmp_path / "a", Net(8))
+    given = Net(8)
+    loaded = load_artefact(tmp_path / "a", given)
     images = torch.randn(2, 3, 9, 9)
     assert torch.equal(loaded.network(images), narrow(images))
+    assert describe_changes(Net(8), given) == {}, "the caller's own stays as wide as it was"
     assert loaded.architecture == architecture
 
 
