@@ -11,11 +11,12 @@ import numpy as np
 
 from iekd.compress.calibration import Calibration
 from iekd.compress.quantizers import Quantizer
-from iekd.deploy.backends import Array, get_backend
+from iekd.deploy.backends import Array, Session
 from iekd.deploy.graph_checks import Graph
 
 IMAGES = 64
 """Calibration images that the cost is measured on."""
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,33 @@ def layer_names(calibration: Calibration) -> list[str]:
     return [node.name for node in Graph(calibration.model).layers()]
 
 
-def rank_layers(calibration: Calibration, quantizer: Quantizer, method: str) -> tuple[LayerCost, ...]:
+def rank_layers(
+    calibration: Calibration, quantizer: Quantizer, method: str, open_file: Callable[[Path], Session]
+) -> tuple[LayerCost, ...]:
     """Every layer's cost, the dearest first; measured on calibration images, so that held-out ones stay unseen.
 
     Args:
         calibration: model and images.
-        quantizer: makes files that ONNX Runtime opens.
+        quantizer: makes ONNX files.
         method: of calibration.
+        open_file: as the scheme wants it; not every session computes every scheme's files rightly.
     """
     images = calibration.images[:IMAGES]
     layers = layer_names(calibration)
-    exact = _logits(lambda path: quantizer.write(path, method, layers), images)
+
+    def logits(kept: list[str]) -> Array:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trial.onnx"
+            quantizer.write(path, method, kept)
+            session = open_file(path)
+            answers = [session.run(images[at : at + BATCH]) for at in range(0, len(images), BATCH)]
+            session.close()
+        return np.concatenate(answers)
+
+    exact = logits(layers)
     found = []
     for layer in layers:
-        others = [other for other in layers if other != layer]
-        answers = _logits(lambda path, kept=others: quantizer.write(path, method, kept), images)  # type: ignore[misc]
+        answers = logits([other for other in layers if other != layer])
         found.append(LayerCost(layer, relative_error(answers, exact)))
     return tuple(sorted(found, key=lambda cost: -cost.error))
 
@@ -86,11 +99,3 @@ def fewest_kept(
         else:
             high = middle
     return high
-
-
-def _logits(write: Callable[[Path], None], images: Array) -> Array:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trial.onnx"
-        write(path)
-        session = get_backend("onnxruntime").load(path)
-    return np.concatenate([session.run(images[at : at + 16]) for at in range(0, len(images), 16)])

@@ -181,22 +181,22 @@ class _Maker:
     def _wanted(self, precision: str, scheme: str) -> tuple[QuantizeResult, dict[str, Any] | None]:
         """The result that ships, and what training did, where there was any."""
         config = self.job.config
-        limit = config.max_drop if config.precision == "best" else None
+        enforce = config.precision == "best"
         if scheme not in GRIDS or config.qat == "never":
-            return self._quantized(precision, _STUDENT, limit), None
-        plain = self._quantized(precision, _STUDENT, None)
+            return self._quantized(precision, _STUDENT, enforce), None
+        plain = self._quantized(precision, _STUDENT, enforce=False)
         if not self._worth_training(precision, plain):
-            within = limit is None or plain.drop <= limit
-            return plain if within else self._quantized(precision, _STUDENT, limit), None
+            enough = not enforce or plain.drop <= config.max_drop
+            return plain if enough else self._quantized(precision, _STUDENT, enforce), None
         record = self.train(scheme)
         self.training = {"epochs": record["epochs"], "curves": record.pop("curves")}
-        after = self._quantized(precision, _TRAINED, None)
+        after = self._quantized(precision, _TRAINED, enforce=False)
         better = after.drop <= plain.drop
         record |= {"drop_before": plain.drop, "drop_after": after.drop, "ships": better, "untrained": plain.to_json()}
         self._remark(precision, record)
-        if better and (limit is None or after.drop <= limit):
+        if better and (not enforce or after.drop <= config.max_drop):
             return after, record
-        return self._quantized(precision, _TRAINED if better else _STUDENT, limit), record
+        return self._quantized(precision, _TRAINED if better else _STUDENT, enforce), record
 
     def _worth_training(self, precision: str, plain: QuantizeResult) -> bool:
         config = self.job.config
@@ -216,7 +216,7 @@ class _Maker:
         )
         self.remarks.append(text + ("." if record["ships"] else ": what ships is not trained for it."))
 
-    def _quantized(self, precision: str, source: str, limit: float | None) -> QuantizeResult:
+    def _quantized(self, precision: str, source: str, enforce: bool) -> QuantizeResult:
         """The file of this precision from ``source``; the loss is counted from the student's own float32 file."""
         job, folder = self.job, self.job.folder
 
@@ -224,7 +224,8 @@ class _Maker:
             settings = QuantizeSettings(
                 calibration_images=min(256, len(self.labels[::2])),
                 seed=job.config.seed,
-                max_drop=limit,
+                max_drop=job.config.max_drop,
+                enforce=enforce,
                 target=self.target.name,
                 threads=job.config.threads or 0,
             )

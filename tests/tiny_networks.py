@@ -33,7 +33,7 @@ def student(num_classes: int) -> nn.Module:
     return _network(num_classes, 4)
 
 
-def prunable(num_classes: int) -> nn.Module:
+def wide(num_classes: int) -> nn.Module:
     """One that keeps multiples of eight channels when it is pruned."""
     return _network(num_classes, 32)
 

@@ -28,6 +28,8 @@ class QuantizeSettings:
     """Of the scheme's, those to try; empty: all."""
     max_drop: float | None = 0.01
     """Most accuracy that may be lost, 0..1; layers stay in float until it holds.  None: whatever comes."""
+    enforce: bool = True
+    """Whether it must hold.  If not, it only decides between files that one image tells apart."""
     keep_float: tuple[str, ...] = ()
     """Layers (names of ONNX nodes) to leave in float in any case."""
     target: str | None = None
@@ -49,7 +51,8 @@ class Candidate:
     error: float
     """Energy of the logits' change / energy of the logits, on the held-out images."""
     latency_ms: float | None = None
-    """Median, batch 1, where latency decides; the float32 file's is in :attr:`QuantizeResult.float_latency_ms`."""
+    """Median, batch 1, where latency decides, of each recipe's best calibration; the float32 file's is in
+    :attr:`QuantizeResult.float_latency_ms`."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class QuantizeResult:
     file: Path
     scheme: str
     chosen: Candidate
+    """The file that was written and its own figures; where layers had to stay in float it is none of ``candidates``."""
     candidates: tuple[Candidate, ...]
     before: Accuracy
     after: Accuracy
@@ -67,6 +71,7 @@ class QuantizeResult:
     sensitivity: tuple[LayerCost, ...]
     """Dearest first; empty where the limit held at once."""
     float_latency_ms: float | None
+    """Of the float32 file, from the same interleaved run as the chosen one's."""
     seconds: float
 
     @property
@@ -81,15 +86,19 @@ class QuantizeResult:
         return {**value, **records, "file": self.file.name, "drop": self.drop}
 
 
-def as_accurate(candidates: list[Candidate], before: float, images: int) -> list[Candidate]:
+def as_accurate(
+    candidates: list[Candidate], before: float, images: int, max_drop: float | None = None
+) -> list[Candidate]:
     """Those of ``candidates`` as accurate as the best, or as the float32 file (``before``, 0..1) where that is less.
 
     A file that happens to be right where the float32 file errs is not a better one, and one image more or less of a few
-    hundred tells no two files apart; how far the logits are changed does.
+    hundred tells no two files apart; how far the logits are changed does.  A limit draws its line all the same: where
+    some of them lose no more than ``max_drop``, those.
     """
     best = min(before, max(candidate.accuracy for candidate in candidates))
     slack = max(SAME_ACCURACY, 1 / images) + 1e-9
-    return [candidate for candidate in candidates if candidate.accuracy >= best - slack]
+    equal = [candidate for candidate in candidates if candidate.accuracy >= best - slack]
+    return [one for one in equal if max_drop is None or before - one.accuracy <= max_drop] or equal
 
 
 def fastest_of(equal: list[Candidate]) -> Candidate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,19 +63,23 @@ class Comparison:
         """Try all, keep the best, keep layers in float until the limit holds, check, write."""
         tried = [self.best_method(name) for name in self.recipes]
         best = [min(self.as_accurate(candidates), key=lambda candidate: candidate.error) for candidates in tried]
-        float_latency, best = self.timed(best) if self.scheme.timed else (None, best)
+        float_latency, best = self.timed(best)
         winner = fastest_of(self.as_accurate(best))
         ranking: tuple[LayerCost, ...] = ()
-        if self.missed(self.before.top1.value - winner.accuracy):
+        if self.settings.enforce and self.missed(winner.accuracy):
             ranking = self.rank(winner)
             self.kept = (*self.kept, *self.fewest(ranking, winner))
-        path, after = self.written(winner.recipe, winner.method, self.kept)
-        file = self.ship(path, output)
+        made, after = self.written(winner.recipe, winner.method, self.kept)
+        chosen = winner
+        if ranking:  # what ships is another file than the one that won
+            float_latency, (chosen,) = self.timed([made])
+        file = self.ship(self.path(winner.recipe, winner.method), output)
+        timed = {(candidate.recipe, candidate.method): candidate for candidate in best}
         return QuantizeResult(
             file=file,
             scheme=scheme,
-            chosen=winner,
-            candidates=tuple(candidate for group in tried for candidate in group),
+            chosen=chosen,
+            candidates=tuple(timed.get((one.recipe, one.method), one) for group in tried for one in group),
             before=self.before,
             after=after,
             kept_float=self.kept,
@@ -90,21 +94,16 @@ class Comparison:
         methods = [method for method in available if method in self.settings.methods or method not in METHODS]
         if not methods:
             raise unknown_name("calibration", ", ".join(self.settings.methods), available)
-        found = []
-        for method in methods:
-            path = self.path(recipe, method)
-            self.recipes[recipe].write(path, method, self.kept)
-            accuracy, logits = self.judge.accuracy(self.open(path))
-            error = relative_error(logits, self.exact)
-            found.append(Candidate(recipe, method, accuracy.top1.value, error))
-        return found
+        return [self.written(recipe, method, self.kept)[0] for method in methods]
 
     def as_accurate(self, candidates: list[Candidate]) -> list[Candidate]:
         """See :func:`as_accurate`."""
-        return as_accurate(candidates, self.before.top1.value, len(self.judge.images))
+        return as_accurate(candidates, self.before.top1.value, len(self.judge.images), self.settings.max_drop)
 
-    def timed(self, candidates: list[Candidate]) -> tuple[float, list[Candidate]]:
-        """Median latency of the float32 file and of each candidate, interleaved in one run."""
+    def timed(self, candidates: list[Candidate]) -> tuple[float | None, list[Candidate]]:
+        """Median latency of the float32 file and of each candidate, interleaved in one run, where latency decides."""
+        if not self.scheme.timed:
+            return None, candidates
         sessions = {
             candidate.recipe: self.open(self.path(candidate.recipe, candidate.method)) for candidate in candidates
         }
@@ -115,9 +114,7 @@ class Comparison:
             seconds=self.settings.latency_seconds,
         )
         medians = {name: latency.median.value for name, latency in run.latency.items()}
-        return medians[_FLOAT], [
-            Candidate(**{**asdict(candidate), "latency_ms": medians[candidate.recipe]}) for candidate in candidates
-        ]
+        return medians[_FLOAT], [replace(one, latency_ms=medians[one.recipe]) for one in candidates]
 
     def rank(self, winner: Candidate) -> tuple[LayerCost, ...]:
         """What each layer costs; OpenVINO's own format is ranked by ONNX Runtime's quantiser, layer by layer alike."""
@@ -125,7 +122,7 @@ class Comparison:
         if self.recipes[recipe].suffix != ".onnx":
             recipe, method = "ort-u8s7", METHODS[0]
         quantizer: Quantizer = self.recipes.get(recipe) or make_quantizer(recipe, self.calibration)
-        ranking = rank_layers(self.calibration, quantizer, method)
+        ranking = rank_layers(self.calibration, quantizer, method, self.open)
         return tuple(cost for cost in ranking if cost.layer not in self.kept)
 
     def fewest(self, ranking: tuple[LayerCost, ...], winner: Candidate) -> tuple[str, ...]:
@@ -145,15 +142,16 @@ class Comparison:
             )
         return tuple(cost.layer for cost in ranking[:count])
 
-    def missed(self, drop: float) -> bool:
-        """Is more accuracy lost than allowed?"""
-        return self.settings.max_drop is not None and drop > self.settings.max_drop
+    def missed(self, accuracy: float) -> bool:
+        """Has a file of this accuracy lost more than allowed?"""
+        return self.settings.max_drop is not None and self.before.top1.value - accuracy > self.settings.max_drop
 
-    def written(self, recipe: str, method: str, kept: tuple[str, ...]) -> tuple[Path, Accuracy]:
-        """The file with these layers in float, and its accuracy."""
+    def written(self, recipe: str, method: str, kept: tuple[str, ...]) -> tuple[Candidate, Accuracy]:
+        """Write the file with these layers in float; what it does."""
         path = self.path(recipe, method)
         self.recipes[recipe].write(path, method, kept)
-        return path, self.judge.accuracy(self.open(path))[0]
+        accuracy, logits = self.judge.accuracy(self.open(path))
+        return Candidate(recipe, method, accuracy.top1.value, relative_error(logits, self.exact)), accuracy
 
     def path(self, recipe: str, method: str) -> Path:
         """Where a candidate lies."""

@@ -135,15 +135,16 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dec
 
         def fake(source: Path, output: Path, *, settings: QuantizeSettings, **_how: Any) -> QuantizeResult:
             name = "trained" if "qat" in source.parts else "plain"
-            made.append(name if settings.max_drop is None else f"{name} within {settings.max_drop}")
-            drop = {"plain": plain, "trained": trained}[name]
-            if settings.max_drop is not None and drop > settings.max_drop:
+            made.append(f"{name} within {settings.max_drop}" if settings.enforce else name)
+            drop, layers = {"plain": plain, "trained": trained}[name], ()
+            assert settings.max_drop is not None, "it decides between files in any case"
+            if settings.enforce and drop > settings.max_drop:
                 if kept is None:
                     raise VerificationError("no share of layers in float makes up for it.")
-                drop = kept
+                drop, layers = kept, ("stem", "head")
             before, after = (_accuracy(value) for value in (0.9, 0.9 - drop))
             chosen = Candidate("ort-u8s7", "mse", 0.9 - drop, 0.01)
-            return QuantizeResult(output, "int8", chosen, (chosen,), before, after, (), (), None, 0.0)
+            return QuantizeResult(output, "int8", chosen, (chosen,), before, after, layers, (), None, 0.0)
 
         monkeypatch.setattr(variants, "quantize", fake)
         monkeypatch.setattr(variants, "training_images", lambda _job: (np.zeros((4, 3, 8, 8)), np.arange(4)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,11 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 from quantization_samples import CLASSES, images, labelled, loud_channel, write, write_transformer
 
 from iekd.compress.quantize import Candidate, QuantizeSettings, quantize
-from iekd.compress.quantizers import FOR_ATTENTION, SCHEMES
+from iekd.compress.quantizers import FOR_ATTENTION, SCHEMES, comparison
 from iekd.compress.quantizers.candidates import as_accurate, fastest_of
 from iekd.compress.sensitivity import relative_error
 from iekd.deploy.backends import BACKENDS, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
+from iekd.deploy.benchmark import LatencyRun, measure_latency
 from iekd.deploy.export import read_metadata
 from iekd.deploy.graph_checks import Graph, float_layers, quantization_problems
 from iekd.errors import EnvironmentMissingError, InputError, VerificationError
@@ -60,9 +62,11 @@ def test_the_latency_of_x86_files_is_measured(exported: Path, tmp_path: Path) ->
     assert result.after.top1.value > 0.9
     assert result.float_latency_ms is not None
     assert result.chosen.latency_ms is not None
-    assert {entry.recipe for entry in result.candidates} == {*SCHEMES["int8-x86-onnxruntime"].recipes} - {
-        *FOR_ATTENTION
-    }
+    assert result.chosen in result.candidates
+    recipes = sorted({*SCHEMES["int8-x86-onnxruntime"].recipes} - {*FOR_ATTENTION})
+    assert sorted({entry.recipe for entry in result.candidates}) == recipes
+    timed = [entry.recipe for entry in result.candidates if entry.latency_ms is not None]
+    assert sorted(timed) == recipes, "the latencies that decided are kept, one a recipe"
 
 
 def test_attention_may_stay_in_float(tmp_path: Path) -> None:
@@ -131,6 +135,55 @@ def test_dear_layers_stay_in_float_until_the_limit_holds(tmp_path: Path) -> None
     for node in onnx.load(str(mended.file)).graph.node:
         if node.name in mended.kept_float:
             assert all(name not in producers or "Dequantize" not in producers[name].op_type for name in node.input[1:])
+
+
+def test_what_is_told_of_a_file_with_layers_in_float_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[LatencyRun] = []
+
+    def measure(*sessions: Any, **how: Any) -> LatencyRun:
+        runs.append(measure_latency(*sessions, **how))
+        return runs[-1]
+
+    monkeypatch.setattr(comparison, "measure_latency", measure)
+    source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
+    changes = {"methods": ("minmax",), "recipes": ("ort-u8s7",), "max_drop": 0.04}
+    settings = QuantizeSettings(**{**FEW.__dict__, **changes})
+    made = quantize(source, tmp_path / "q.onnx", scheme="int8-x86-onnxruntime", settings=settings, **given(source))  # type: ignore[arg-type]
+    (full,) = made.candidates
+    assert made.kept_float, "or there is nothing to tell apart"
+    assert made.chosen.accuracy == made.after.top1.value > full.accuracy
+    assert made.chosen.error < full.error
+    first, last = ({name: latency.median.value for name, latency in run.latency.items()} for run in runs)
+    assert full.latency_ms == first["ort-u8s7"]
+    assert (made.float_latency_ms, made.chosen.latency_ms) == (last["float32"], last["ort-u8s7"])
+
+
+def test_layers_are_ranked_as_the_scheme_wants_its_files_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+
+    class Recorded(ReferenceSession):
+        def __init__(self, path: Path, *, threads: int = 0) -> None:
+            opened.append(path.name)
+            super().__init__(path, threads=threads)
+
+    monkeypatch.setattr(comparison, "ReferenceSession", Recorded)
+    source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
+    settings = QuantizeSettings(**{**FEW.__dict__, "methods": ("minmax",), "max_drop": 0.04})
+    made = quantize(source, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=settings, **given(source))  # type: ignore[arg-type]
+    assert opened.count("trial.onnx") == len(made.sensitivity) + 1, "each layer's file, and the float one"
+
+
+def test_a_limit_that_only_guides_is_not_enforced(tmp_path: Path) -> None:
+    source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
+    changes = {"methods": ("minmax",), "max_drop": 0.04, "enforce": False}
+    settings = QuantizeSettings(**{**FEW.__dict__, **changes})
+    made = quantize(source, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=settings, **given(source))  # type: ignore[arg-type]
+    assert made.drop > 0.04
+    assert made.kept_float == ()
 
 
 def test_a_limit_that_cannot_be_met_writes_nothing(tmp_path: Path) -> None:
@@ -211,9 +264,11 @@ def test_a_library_that_quantises_nothing_ships_nothing(exported: Path, tmp_path
 
 
 def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
-    def chosen(*entries: tuple[float, float, float], before: float = 0.99, images: int = 10_000) -> int:
+    def chosen(
+        *entries: tuple[float, float, float], before: float = 0.99, images: int = 10_000, max_drop: float | None = None
+    ) -> int:
         candidates = [Candidate(str(number), "m", *entry) for number, entry in enumerate(entries)]
-        return int(fastest_of(as_accurate(candidates, before, images)).recipe)
+        return int(fastest_of(as_accurate(candidates, before, images, max_drop)).recipe)
 
     assert chosen((0.99, 0.1, 1.0), (0.98, 0.0, 0.5)) == 0, "a point of accuracy is worth more than speed"
     assert chosen((0.99, 0.1, 1.0), (0.9895, 0.2, 0.5)) == 1, "a twentieth of a point is not"
@@ -221,6 +276,10 @@ def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
     assert chosen((1.0, 0.1, 1.0), (0.99, 0.2, 0.5)) == 1, "right where the float32 file errs: no merit"
     assert chosen((0.99, 0.1, 1.0), (0.985, 0.2, 0.5), images=200) == 1, "one image tells no two files apart"
     assert chosen((0.99, 0.1, 1.0), (0.98, 0.2, 0.5), images=200) == 0, "two do"
+    pair = ((0.982, 0.1, 1.0), (0.978, 0.2, 0.5))
+    assert chosen(*pair, images=200, max_drop=0.01) == 0, "the faster one misses the limit, the other keeps it"
+    assert chosen(*pair, images=200, max_drop=0.02) == 1, "both keep it"
+    assert chosen(*pair, images=200, max_drop=0.001) == 1, "neither does"
 
 
 def test_images_may_be_given_in_batches(exported: Path, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_the_command_ends_with_1_where_a_limit_cannot_be_met(tmp_path: Path) -> 
 def test_pruned_quantised_and_resized_candidates_are_files_too(tmp_path: Path) -> None:
     """Everything that is searched, through the whole of it."""
     own = SearchSettings(prunes="0,0.3", sizes="16,24", trials=4, short_epochs=1, winners=1)
-    given = tiny(tmp_path, student="tiny_networks:prunable", precision="best", min_retained=0.01, epochs=1)
+    given = tiny(tmp_path, student="tiny_networks:wide", precision="best", min_retained=0.01, epochs=1)
     outcome = search(given, own)
     assert outcome.kept
     assert {(p.prune, p.size) for p in outcome.points} == {(0.0, 16), (0.3, 16), (0.0, 24), (0.3, 24)}

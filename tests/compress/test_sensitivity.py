@@ -11,12 +11,13 @@ from quantization_samples import images, loud_channel, write
 from iekd.compress.calibration import Calibration
 from iekd.compress.quantizers import make_quantizer
 from iekd.compress.sensitivity import LayerCost, fewest_kept, layer_names, rank_layers
+from iekd.deploy.backends.reference import ReferenceSession
 
 
 def test_the_layers_that_read_a_loud_channel_are_the_dearest(tmp_path: Path) -> None:
     model = onnx.load(str(write(tmp_path / "loud.onnx", loud_channel(300.0))))
     calibration = Calibration(model, images(32))
-    ranking = rank_layers(calibration, make_quantizer("ort-s8s8", calibration), "minmax")
+    ranking = rank_layers(calibration, make_quantizer("ort-s8s8", calibration), "minmax", ReferenceSession)
     names = layer_names(calibration)
     assert sorted(cost.layer for cost in ranking) == sorted(names)
     stem, expand, _depthwise, _project, last, _head = names
