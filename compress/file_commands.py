@@ -24,7 +24,9 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         precision: Annotated[str, typer.Option(help="int8, fp16, bf16 or fp8, as the target has it.")] = "int8",
         target: Annotated[str, typer.Option(help="What the file is for.")] = "cpu",
         max_drop: Annotated[float, typer.Option(min=0, max=1, help="Most accuracy lost; layers stay in float.")] = 0.01,
-        calibration_images: Annotated[int, typer.Option(min=1, help="Training images to calibrate on.")] = 256,
+        calibration_images: Annotated[
+            int | None, typer.Option(min=1, help="Training images to calibrate on.  Default: 256, or half of them.")
+        ] = None,
         debug: Debug = False,
     ) -> None:
         """Quantise a file as its target wants it; the best of several libraries' ways, on held-out images."""

@@ -10,10 +10,14 @@ from iekd.compress.engines import some_arrays
 from iekd.compress.prune import Latency, Macs, Ratio, describe_gain, prune_artefact
 from iekd.compress.pruning.latency import measure_networks, onnx_latency
 from iekd.compress.quantize import QuantizeSettings, quantize
+from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.targets import TARGETS
 from iekd.deploy.export import read_metadata
 from iekd.errors import InputError, unknown_name
 from iekd.models.checkpoint import load_artefact, read_description
+
+CALIBRATION_IMAGES = 256
+"""What calibrates a file unless told otherwise."""
 
 
 def quantize_file(
@@ -24,9 +28,20 @@ def quantize_file(
     precision: str,
     target: str,
     max_drop: float,
-    calibration_images: int,
+    calibration_images: int | None = None,
 ) -> str:
     """Write ``model`` in another precision; returns what to tell the user.
+
+    Half of the training images that are read calibrate, the others judge.
+
+    Args:
+        model: float32 ONNX file that a run wrote.
+        output: the file to write.
+        data: images, as for the main job.
+        precision: as the target has it.
+        target: what the file is for.
+        max_drop: most accuracy that may be lost, 0..1; layers stay in float until it holds.
+        calibration_images: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of what there is.
 
     Raises:
         InputError: unknown target or precision, data of other classes, or what :func:`quantize` refuses.
@@ -40,8 +55,9 @@ def quantize_file(
     images = load_data(data)
     if read_metadata(model).classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")
-    arrays, labels = some_arrays(images.train, model, 2 * max(calibration_images, 256))
-    settings = QuantizeSettings(calibration_images=calibration_images, max_drop=max_drop, target=target)
+    arrays, labels = some_arrays(images.train, model, 2 * max(calibration_images or 0, CALIBRATION_IMAGES))
+    count = calibration_images or min(CALIBRATION_IMAGES, len(labels[::2]))
+    settings = QuantizeSettings(calibration_images=count, max_drop=max_drop, target=target)
     made = quantize(
         model,
         output,
@@ -57,7 +73,9 @@ def quantize_file(
         faster = "faster" if chosen.latency_ms < made.float_latency_ms else "NOT faster"
         text += f", {made.float_latency_ms:.3f} -> {chosen.latency_ms:.3f} ms ({faster})"
     if made.kept_float:
-        text += f"; {len(made.kept_float)} layers stay in float"
+        text += f"; {name_layers(made.kept_float)}"
+    if calibration_images is None and count < CALIBRATION_IMAGES:
+        text += f"; calibrated on {count} images, half of what there is"
     return text
 
 

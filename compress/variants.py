@@ -18,6 +18,7 @@ import numpy as np
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
+from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.quantizers.simulated import GRIDS, Grid
 from iekd.compress.targets import TARGETS
 from iekd.errors import EnvironmentMissingError, InputError, VerificationError, unknown_name
@@ -117,7 +118,7 @@ def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     """Stage ``quantize``: ``variants/`` with a file for each precision asked for, but for those that lose too much.
 
     With ``best`` a precision that loses more than ``max_drop`` on held-out images does not ship; layers stay in float
-    until it does.  A precision that was asked for by name is made in any case.
+    until it does.  A precision that was asked for by name is made in any case; that it loses too much is remarked.
 
     Args:
         job: the run.
@@ -165,6 +166,7 @@ class _Maker:
         how = "cast" if scheme in CASTS else f"{made.chosen.recipe}, {made.chosen.method}"
         if trained and trained["ships"]:
             how += f", trained with {trained['objective']}"
+        self._remark_on_cost(precision, made)
         description = {**made.to_json(), "qat": trained}
         self.once(lambda: write_json(self.job.folder / FOLDER / f"student-{precision}.json", description))
         return {"precision": precision, "file": f"{FOLDER}/{made.file.name}", "how": how}
@@ -215,6 +217,17 @@ class _Maker:
             f"epochs of {record['objective']} under simulated quantisation {record['drop_after']:.2%}"
         )
         self.remarks.append(text + ("." if record["ships"] else ": what ships is not trained for it."))
+
+    def _remark_on_cost(self, precision: str, made: QuantizeResult) -> None:
+        """What the file costs beside its training: layers that are not in the precision, a limit that does not hold."""
+        if made.kept_float:
+            self.remarks.append(f"{precision}: {name_layers(made.kept_float)}.")
+        limit = self.job.config.max_drop
+        if made.drop > limit:
+            self.remarks.append(
+                f"{precision} loses {made.drop:.2%} of accuracy on held-out images, more than --max-drop {limit:g}: "
+                "it was asked for by name and ships in any case; --precision best would mend it or leave it out."
+            )
 
     def _quantized(self, precision: str, source: str, enforce: bool) -> QuantizeResult:
         """The file of this precision from ``source``; the loss is counted from the student's own float32 file."""

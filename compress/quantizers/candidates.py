@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from iekd.deploy.results import Accuracy
 SAME_ACCURACY = 0.001
 """A recipe within a tenth of a point of the most accurate one, or within one image, may win by its latency."""
 SAME_LATENCY = 1.02
+NAMED = 3
+"""Layers that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,13 @@ class QuantizeResult:
         value = asdict(self)
         records = {"before": self.before.model_dump(), "after": self.after.model_dump()}
         return {**value, **records, "file": self.file.name, "drop": self.drop}
+
+
+def name_layers(names: Sequence[str]) -> str:
+    """``5 layers stay in float: a, b, c and 2 more``; the first are the dearest, where they were ranked."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    count = "1 layer stays" if len(names) == 1 else f"{len(names)} layers stay"
+    return f"{count} in float: {', '.join(names[:NAMED])}{more}"
 
 
 def as_accurate(

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
+from PIL import Image
+from quantization_samples import CLASSES, labelled, loud_channel, write
 from small import command
 
+from iekd.compress import files
+from iekd.deploy.graph_checks import Graph
+from iekd.errors import InputError
 from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import count_macs
 
@@ -22,6 +29,29 @@ def test_a_file_is_quantised_and_its_cost_told(finished_run: Path, tmp_path: Pat
     again = command("quantize", "q.onnx", "-o", "qq.onnx", *given, cwd=tmp_path)
     assert again.returncode == 2
     assert "quantised already" in again.stderr
+
+
+def test_few_images_calibrate_by_half_unless_more_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write(tmp_path / "float.onnx")
+    noise = np.random.default_rng(0).integers(0, 256, (61, 16, 16, 3), dtype=np.uint8)
+    few = [(Image.fromarray(pixels), number % len(CLASSES)) for number, pixels in enumerate(noise)]
+    monkeypatch.setattr(files, "load_data", lambda _name: SimpleNamespace(classes=CLASSES, train=few))
+    how = {"data": "few", "precision": "int8", "target": "jetson-orin", "max_drop": 1.0}
+    assert "calibrated on 31 images" in files.quantize_file(source, tmp_path / "q.onnx", **how)
+    with pytest.raises(InputError, match="256 calibration images were asked for, there are 31"):
+        files.quantize_file(source, tmp_path / "r.onnx", **how, calibration_images=256)
+
+
+def test_layers_that_stay_in_float_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
+    pictures, labels = labelled(source, 128)
+    monkeypatch.setattr(files, "load_data", lambda _name: SimpleNamespace(classes=CLASSES, train=None))
+    monkeypatch.setattr(files, "some_arrays", lambda *_given: (pictures, labels))
+    how = {"data": "any", "precision": "int8", "target": "jetson-orin", "max_drop": 0.04}
+    text = files.quantize_file(source, tmp_path / "q.onnx", **how)
+    assert any(f" in float: {node.name}" in text for node in Graph(onnx.load(str(source))).layers()), text
 
 
 def test_an_artefact_is_pruned_and_its_gain_told(finished_run: Path, tmp_path: Path) -> None:

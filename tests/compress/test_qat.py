@@ -197,11 +197,21 @@ def test_a_trained_file_that_loses_more_does_not_ship(decide: Callable[..., Deci
 
 def test_layers_stay_in_float_where_training_did_not_suffice(decide: Callable[..., Decision]) -> None:
     wanted = {"qat": "auto", "precision": "best"}
-    _, described, made = decide(plain=0.05, trained=0.03, kept=0.008, **wanted)
+    result, described, made = decide(plain=0.05, trained=0.03, kept=0.008, **wanted)
     assert made == ["plain", "trained", "trained within 0.01"]
     assert described["drop"] == pytest.approx(0.008)
+    assert result["remarks"][1:] == ["int8: 2 layers stay in float: stem, head."]
     assert decide(plain=0.05, trained=0.07, kept=0.008, **wanted)[2][-1] == "plain within 0.01"
     assert decide(plain=0.05, trained=0.005, **wanted)[2] == ["plain", "trained"]
+
+
+def test_a_precision_by_name_that_misses_the_limit_says_so(decide: Callable[..., Decision]) -> None:
+    result, _, made = decide(plain=0.03, trained=0.0, qat="never", max_drop=0.005)
+    assert made == ["plain"]
+    (remark,) = result["remarks"]
+    assert "int8 loses 3.00%" in remark
+    assert "more than --max-drop 0.005" in remark
+    assert decide(plain=0.03, trained=0.0, qat="never", max_drop=0.05)[0]["remarks"] == []
 
 
 def test_what_misses_even_then_does_not_ship_and_leaves_nothing(decide: Callable[..., Decision]) -> None:

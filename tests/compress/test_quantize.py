@@ -14,7 +14,7 @@ from quantization_samples import CLASSES, images, labelled, loud_channel, write,
 
 from iekd.compress.quantize import Candidate, QuantizeSettings, quantize
 from iekd.compress.quantizers import FOR_ATTENTION, SCHEMES, comparison
-from iekd.compress.quantizers.candidates import as_accurate, fastest_of
+from iekd.compress.quantizers.candidates import as_accurate, fastest_of, name_layers
 from iekd.compress.sensitivity import relative_error
 from iekd.deploy.backends import BACKENDS, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
@@ -280,6 +280,11 @@ def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:
     assert chosen(*pair, images=200, max_drop=0.01) == 0, "the faster one misses the limit, the other keeps it"
     assert chosen(*pair, images=200, max_drop=0.02) == 1, "both keep it"
     assert chosen(*pair, images=200, max_drop=0.001) == 1, "neither does"
+
+
+def test_of_many_layers_the_first_are_named() -> None:
+    assert name_layers(["a"]) == "1 layer stays in float: a"
+    assert name_layers("abcde") == "5 layers stay in float: a, b, c and 2 more"
 
 
 def test_images_may_be_given_in_batches(exported: Path, tmp_path: Path) -> None:
