@@ -31,8 +31,8 @@ def train_side_by_side(
     told: Callable[[int, dict[str, float]], None] = lambda epoch, losses: None,
     kept: Path | None = None,
     keep_every: float = 60.0,
-) -> None:
-    """Train every lane's task in place, each for its own epochs.
+) -> dict[str, float]:
+    """Train every lane's task in place, each for its own epochs; returns the share of clipped steps of each.
 
     Args:
         lanes: the trainings.
@@ -67,6 +67,7 @@ def train_side_by_side(
         told(epoch, losses)
     for runner in runners:
         runner.lane.task.eval()
+    return {runner.lane.name: runner.clipped_share for runner in runners}
 
 
 def forget(kept: Path, name: str) -> None:

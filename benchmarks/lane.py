@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
+from iekd.compress.clipping import Group, clip, clip_groups
 from iekd.compress.trainer import FitSettings, learning_rate
 from iekd.files import atomic_file
 from iekd.models.taps import Features, Tapped
@@ -50,6 +51,8 @@ class Lane:
     settings: FitSettings
     inputs: Callable[[Seen], tuple[Any, ...]]
     """The task's arguments, without gradient."""
+    apart: Sequence[Group] = ()
+    """As :func:`fit` takes it."""
 
 
 class Board:
@@ -103,10 +106,11 @@ class Runner:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
+        self.groups = clip_groups(lane.task, lane.apart)
         self.order = torch.arange(self.steps * batch, device=device)
         self.within = torch.arange(batch, device=device)
         self.step_of_epoch, self.step_of_all = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(2))
-        self.loss = torch.zeros((), device=device)
+        self.loss, self.clipped = (torch.zeros((), device=device) for _ in range(2))
         self.stream = torch.cuda.Stream() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self.graph: torch.cuda.CUDAGraph | None = None
 
@@ -115,6 +119,11 @@ class Runner:
         """Epochs done."""
         return int(self.step_of_all) // self.steps
 
+    @property
+    def clipped_share(self) -> float:
+        """Share of its steps whose gradient was clipped."""
+        return float(self.clipped) / max(1, int(self.step_of_all))
+
     def save(self, file: Path) -> None:
         """Write all that a later step depends on; between two epochs."""
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +131,7 @@ class Runner:
         for number, parameter in enumerate(self._parameters()):
             for name, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{number}.{name}"] = value
-        tensors["step"] = self.step_of_all
+        tensors["step"], tensors["clipped"] = self.step_of_all, self.clipped
         with atomic_file(file) as temporary:
             save_file(
                 {
@@ -153,13 +162,14 @@ class Runner:
                     state[key] = torch.empty_like(parameter if value.shape == parameter.shape else value)
                 state[key].copy_(value)
         self.step_of_all.copy_(tensors["step"])
+        self.clipped.copy_(tensors["clipped"])
 
     def _parameters(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _training(self) -> str:
         """What a kept state is good for."""
-        return f"{self.lane.settings}, {self.steps} steps an epoch"
+        return f"{self.lane.settings}, {self.steps} steps an epoch, clipped in {len(self.groups)} groups"
 
     def begin(self, epoch: int) -> None:
         """Shuffle for the next epoch."""
@@ -195,8 +205,8 @@ class Runner:
         for state in self.optimizer.state.values():
             for buffer in state.values():
                 buffer.zero_()  # a first step finds no buffers, which comes to the same
-        self.step_of_epoch.zero_()
-        self.step_of_all.zero_()
+        for counter in (self.step_of_epoch, self.step_of_all, self.clipped):
+            counter.zero_()
 
     def _own_stream(self) -> Any:
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
@@ -213,7 +223,7 @@ class Runner:
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.lane.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.lane.task.parameters(), self.lane.settings.clip_norm)
+            self.clipped += clip(self.groups, self.lane.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.loss += loss.detach() / self.steps

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from accelerate import Accelerator
 from resident import Resident
 from torch import nn
 
+from iekd.compress.clipping import Group
 from iekd.compress.observer import Observer
 from iekd.compress.trainer import FitSettings, fit, seed_everything
 from iekd.models.registry import build, resolve
@@ -85,12 +88,19 @@ class Bench:
         return 100 * right / len(self.val)
 
     def fit(
-        self, task: nn.Module, name: str, epochs: int, seed: int, inputs: Any, data: Resident | None = None
-    ) -> None:
-        """Train ``task``; a stopped training goes on from its last epoch."""
+        self,
+        task: nn.Module,
+        name: str,
+        epochs: int,
+        seed: int,
+        inputs: Any,
+        data: Resident | None = None,
+        apart: Sequence[Group] = (),
+    ) -> dict[str, float]:
+        """Train ``task``; a stopped training goes on from its last epoch.  Returns the share of clipped steps."""
         views = self.recipe.views if data is None else None
         batches: Any = lambda epoch: (data or self.train).epoch(epoch, self.recipe.batch, seed, views)  # noqa: E731
-        fit(
+        history = fit(
             task,
             batches,
             self.recipe.fit(epochs, seed),
@@ -99,7 +109,9 @@ class Bench:
             accelerator=self.accelerator,
             observer=Told(name, epochs) if self.arguments.verbose else Observer(),
             inputs=inputs,
+            apart=apart,
         )
+        return {key: mean(values) for key, values in history.figures.items() if key == "clipped"}
 
     def tapped(self, name: str, seed: int, role: str) -> Tapped:
         """A fresh network whose weights follow from the seed."""

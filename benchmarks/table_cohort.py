@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from iekd.compress.distill import Distillation
 from iekd.compress.objectives import build_mutual, is_mutual
 from iekd.compress.teacher import Supervised
+from iekd.compress.together import networks_apart
 from iekd.models.taps import Features, Tapped
 
 Keep = Callable[[str, int, Trained, float], None]
@@ -50,10 +51,10 @@ def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> N
             _taught(bench, teacher, row, seed, factors) if needs_teacher(bench, row) else _untaught(bench, row, seed)
             for row, seed in some
         ]
-        _train(bench, [entrant.lane for entrant in entrants], teacher)
+        clipped = _train(bench, [entrant.lane for entrant in entrants], teacher)
         seconds = time.perf_counter() - begun
         for (row, seed), entrant in zip(some, entrants, strict=True):
-            facts: dict[str, float] = {"lanes": len(entrants)}
+            facts = {"lanes": len(entrants), "clipped": clipped[entrant.lane.name]}
             if entrant.pupil is not None:
                 facts |= pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
                 save_half(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
@@ -80,11 +81,12 @@ def _with_the_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) ->
         *(entrant.lane for entrant in entrants),
         Lane("teacher", Supervised(teacher.network), 0, settings, _labels),
     ]
-    _train(bench, lanes, None)
+    clipped = _train(bench, lanes, None)
     keep_teacher(bench, teacher)
     seconds = time.perf_counter() - begun
     for (row, seed), entrant in zip(pairs, entrants, strict=True):
-        keep(row, seed, Trained(entrant.student, {"lanes": len(lanes)}), seconds)
+        facts = {"lanes": len(lanes), "clipped": clipped[entrant.lane.name]}
+        keep(row, seed, Trained(entrant.student, facts), seconds)
     for lane in lanes:
         forget(bench.folder / "checkpoints", lane.name)
 
@@ -98,7 +100,8 @@ def _untaught(bench: Bench, row: str, seed: int) -> Entrant:
     networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
     name, own = parse_row(row, bench.arguments)
     task = build_mutual(name, networks, image_size=bench.train.size, settings=own)
-    return Entrant(Lane(f"{row}-{seed}", task, seed, settings, _labels), networks[1].network, None)
+    lane = Lane(f"{row}-{seed}", task, seed, settings, _labels, networks_apart(task))
+    return Entrant(lane, networks[1].network, None)
 
 
 def _taught(bench: Bench, teacher: Tapped, row: str, seed: int, factors: dict[str, dict[str, Tensor]]) -> Entrant:
@@ -150,7 +153,7 @@ def _ask(bench: Bench, teacher: Tapped, indices: Tensor, view: int) -> Features:
     return Features(found.logits.float(), tuple(tap.float() for tap in found.taps))
 
 
-def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> None:
+def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> dict[str, float]:
     device, start, epochs = bench.accelerator.device, time.perf_counter(), itertools.count(1)
     on = bench.arguments.precision == "bf16"
 
@@ -162,7 +165,7 @@ def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> None:
             flush=True,
         )
 
-    train_side_by_side(
+    return train_side_by_side(
         lanes,
         bench.train,
         teacher,

@@ -28,6 +28,7 @@ from iekd.compress.objectives import (
 )
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.teacher import Supervised
+from iekd.compress.together import networks_apart
 from iekd.compress.trainer import seed_everything
 from iekd.models.taps import Features, Tapped
 
@@ -37,7 +38,8 @@ class Trained(NamedTuple):
 
     network: nn.Module
     facts: dict[str, float]
-    """CKA of each part of its channels with the teacher, and how hard each term pulls on them; for the record."""
+    """For the record: CKA of each part of its channels with the teacher, how hard each term pulls on them, and the
+    share of steps whose gradient was clipped."""
 
 
 class Pupil(NamedTuple):
@@ -89,8 +91,9 @@ def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Tra
         record = own.objective.record(answers(indices, view))
         return (bench.train.view(indices, view), targets, record.logits, *record.codes)
 
-    bench.fit(Distillation(own.student, own.objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
-    return Trained(own.student.network, {**likeness(bench, answers.teacher, own), **pulls(bench, own, answers)})
+    clipped = bench.fit(Distillation(own.student, own.objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
+    facts = {**clipped, **likeness(bench, answers.teacher, own), **pulls(bench, own, answers)}
+    return Trained(own.student.network, facts)
 
 
 def likeness(bench: Bench, teacher: Tapped, pupil: Pupil) -> dict[str, float]:
@@ -142,16 +145,25 @@ def together(bench: Bench, row: str, seed: int) -> Trained:
     networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
     name, settings = parse_row(row, bench.arguments)
     task = build_mutual(name, networks, image_size=bench.train.size, settings=settings)
-    bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
-    return Trained(networks[1].network, {})
+    clipped = bench.fit(
+        task,
+        f"{row}-{seed}",
+        bench.recipe.epochs,
+        seed,
+        lambda b: (bench.train.view(b[0], b[2]), b[1]),
+        apart=networks_apart(task),
+    )
+    return Trained(networks[1].network, clipped)
 
 
 def alone(bench: Bench, row: str, seed: int) -> Trained:
     """Train the student on the labels."""
     student = bench.tapped(bench.arguments.student, seed, "student")
     task = Supervised(student.network)
-    bench.fit(task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1]))
-    return Trained(student.network, {})
+    clipped = bench.fit(
+        task, f"{row}-{seed}", bench.recipe.epochs, seed, lambda b: (bench.train.view(b[0], b[2]), b[1])
+    )
+    return Trained(student.network, clipped)
 
 
 def parse_row(row: str, arguments: argparse.Namespace) -> tuple[str, ObjectiveSettings]:

@@ -6,9 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from iekd.compress.clipping import Group
 from iekd.compress.distill import objective_settings, taps_of
 from iekd.compress.job import Job
-from iekd.compress.objectives.mutual import build_mutual
+from iekd.compress.objectives.lift import InheritExplore
+from iekd.compress.objectives.mutual import DeepMutual, build_mutual
 from iekd.compress.plan import Plan
 from iekd.compress.teacher import first_network
 from iekd.compress.trainer import FitSettings, fit, load_best, seed_everything
@@ -55,6 +57,7 @@ def train_together(given: dict[str, str | nn.Module], plan: Plan, job: Job) -> d
             "teacher_accuracy": job.accuracy(made["teacher"][0]),
         },
         events=job.folder / "events" / "student",
+        apart=networks_apart(task),
     )
     if config.keep == "best":
         load_best(task, checkpoints)
@@ -72,3 +75,16 @@ def train_together(given: dict[str, str | nn.Module], plan: Plan, job: Job) -> d
         "note": f"accuracy {accuracy['teacher']:.1%} and {accuracy['student']:.1%}, {plan.epochs} epochs of "
         f"{config.objective} together",
     }
+
+
+def networks_apart(task: DeepMutual) -> list[Group]:
+    """What would have an optimiser of its own: each network with its heads, and what each learns from the other's maps.
+
+    The papers train them so; under one norm the clipping of one network's gradient would slow the other.
+    """
+    groups: list[Group] = []
+    for number, network in enumerate((task.a, task.b)):
+        heads = [lift.heads for lift in task.lifts[number].modules() if isinstance(lift, InheritExplore)]
+        groups.append([parameter for module in (network, *heads) for parameter in module.parameters()])
+        groups.append(list(task.learners[number].parameters()))
+    return groups

@@ -12,7 +12,7 @@ import math
 import random
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,11 +24,14 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from iekd.compress.clipping import Group, clip, clip_groups
 from iekd.compress.observer import Observer
 from iekd.errors import DivergenceError, RunFolderError
 from iekd.files import atomic_file
 
 Figures = dict[str, float]
+_FRESH_SCALER = {"scale": 2.0**16, "_growth_tracker": 0}
+"""How torch's gradient scaler for ``fp16`` starts."""
 
 
 class Batches(Protocol):
@@ -87,6 +90,7 @@ def fit(
     inputs: Callable[[Any], tuple[Any, ...]] = lambda batch: tuple(batch),
     evaluate: Callable[[], Figures] | None = None,
     events: Path | None = None,
+    apart: Sequence[Group] = (),
 ) -> History:
     """Train ``task`` in place, going on from ``folder``'s checkpoint where there is one.
 
@@ -101,6 +105,7 @@ def fit(
         inputs: turns a batch (already on the device) into the task's arguments, outside of autograd's view of the task.
         evaluate: called after each epoch, in eval mode; its figures are logged.
         events: folder for TensorBoard.
+        apart: parameters whose gradients are clipped by norms of their own; all others are clipped together.
 
     Raises:
         DivergenceError: a term stopped being finite; names it, and the last good checkpoint.
@@ -109,10 +114,11 @@ def fit(
     if not any(parameter.requires_grad for parameter in task.parameters()):
         raise ValueError(f"{name}: nothing to train")
     optimizer = create_optimizer_v2(task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
-    history = _resume(folder / "last.pt", task, optimizer, accelerator.device)
+    history = _resume(folder / "last.pt", task, optimizer, accelerator)
     first = history.epochs
     wrapped, optimizer = accelerator.prepare(task, optimizer)
-    loop = _Loop(wrapped, optimizer, settings, name, folder, accelerator, observer, inputs)
+    groups = clip_groups(task, apart)
+    loop = _Loop(wrapped, optimizer, groups, settings, name, folder, accelerator, observer, inputs)
     with _Events(events if accelerator.is_main_process else None, first) as writer:
         for epoch in range(first, settings.epochs):
             seed_everything(settings.seed, name, epoch)
@@ -126,7 +132,7 @@ def fit(
                 figures |= evaluate()
             history.append(figures)
             if accelerator.is_main_process:
-                _save(folder, task, optimizer, history)
+                _save(folder, task, optimizer, history, accelerator.scaler)
                 writer.add(epoch, figures)
             accelerator.wait_for_everyone()
             observer.epoch_finished(name, epoch, figures)
@@ -141,6 +147,7 @@ class _Loop:
 
     task: nn.Module
     optimizer: Any
+    groups: Sequence[Group]
     settings: FitSettings
     name: str
     folder: Path
@@ -149,7 +156,8 @@ class _Loop:
     inputs: Callable[[Any], tuple[Any, ...]]
 
     def epoch(self, epoch: int, loader: DataLoader[Any]) -> Figures:
-        """One pass over ``loader``; returns the mean of each term, over the steps that had it, and of their sum."""
+        """One pass over ``loader``; returns the mean of each term, over the steps that had it, and of their sum, and the
+        share of clipped steps."""
         steps = len(loader)
         totals: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
@@ -165,16 +173,18 @@ class _Loop:
         return {**means, "lr": learning_rate(self.settings, epoch * steps, steps)}
 
     def step(self, batch: Any, epoch: int, step: int) -> dict[str, Tensor]:
-        """One update; returns the terms and their sum ``loss``, detached, float64."""
+        """One update; returns the terms, their sum ``loss``, and ``clipped``: 1 or 0; detached, float64."""
         terms: dict[str, Tensor] = self.task(*self.inputs(batch))
-        _refuse_non_finite(terms, self.name, epoch, step, self.folder)
+        refuse_non_finite(terms, self.name, epoch, step, self.folder)
         loss = torch.stack(list(terms.values())).sum()
         self.accelerator.backward(loss)
+        logged = {**terms, "loss": loss}
         if self.settings.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.task.parameters(), self.settings.clip_norm)
+            self.accelerator.unscale_gradients()
+            logged["clipped"] = clip(self.groups, self.settings.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {key: term.detach().double() for key, term in {**terms, "loss": loss}.items()}
+        return {key: value.detach().double() for key, value in logged.items()}
 
 
 def learning_rate(settings: FitSettings, step: int, steps_per_epoch: int) -> float:
@@ -207,7 +217,8 @@ def _set_lr(optimizer: Any, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
-def _refuse_non_finite(terms: dict[str, Tensor], name: str, epoch: int, step: int, folder: Path) -> None:
+def refuse_non_finite(terms: dict[str, Tensor], name: str, epoch: int, step: int, folder: Path) -> None:
+    """Raise DivergenceError, naming the term and the last good checkpoint in ``folder``, where one is not finite."""
     values = torch.stack([term.detach().float() for term in terms.values()])
     if bool(torch.isfinite(values).all()):
         return
@@ -219,12 +230,13 @@ def _refuse_non_finite(terms: dict[str, Tensor], name: str, epoch: int, step: in
     )
 
 
-def _save(folder: Path, task: nn.Module, optimizer: Any, history: History) -> None:
+def _save(folder: Path, task: nn.Module, optimizer: Any, history: History, scaler: Any) -> None:
     accuracies = [value for value in history.figures.get("accuracy", []) if value is not None]
     state = {
         "task": task.state_dict(),
         "optimizer": optimizer.state_dict(),
         "history": json.dumps(history.figures),
+        "scaler": {} if scaler is None else scaler.state_dict(),
     }
     if accuracies and accuracies[-1] >= max(accuracies):
         _write(folder / "best.pt", {"task": state["task"], "history": state["history"]})
@@ -251,10 +263,13 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _resume(path: Path, task: nn.Module, optimizer: Any, device: torch.device) -> History:
-    if not path.exists():
+def _resume(path: Path, task: nn.Module, optimizer: Any, accelerator: Accelerator) -> History:
+    state = _read(path, accelerator.device) if path.exists() else {}
+    if accelerator.scaler is not None:  # of the whole run: what the stage before left of it must not reach this one
+        known = state.get("scaler") or {**accelerator.scaler.state_dict(), **_FRESH_SCALER}
+        accelerator.scaler.load_state_dict(known)
+    if not state:
         return History()
-    state = _read(path, device)
     task.load_state_dict(state["task"])
     optimizer.load_state_dict(state["optimizer"])
     return History(json.loads(state["history"]))

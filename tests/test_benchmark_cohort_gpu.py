@@ -17,6 +17,7 @@ from torch import nn
 from iekd.compress.distill import Distillation
 from iekd.compress.objectives import ObjectiveSettings, build_mutual, build_objective
 from iekd.compress.teacher import Supervised
+from iekd.compress.together import networks_apart
 from iekd.compress.trainer import FitSettings
 from iekd.models.registry import build, resolve
 from iekd.models.taps import Features, Tapped
@@ -134,7 +135,7 @@ def test_every_row_can_be_captured(form: str) -> None:
     lanes = [taught(row, teacher, form) for row in (ROWS if form == "distance" else ("ie-ft", "ie-at+kd"))]
     for name in ("dml", "ie-dml"):
         task = build_mutual(name, [network(1), network(2)], image_size=32, settings=ObjectiveSettings())
-        lanes.append(Lane(name, task, 1, SETTINGS, labels))
+        lanes.append(Lane(name, task, 1, SETTINGS, labels, networks_apart(task)))
     told: list[dict[str, float]] = []
     train_side_by_side(lanes, data(), teacher, 32, bf16, told=lambda _, losses: told.append(losses))
     assert [set(losses) for losses in told] == [{lane.name for lane in lanes}] * SETTINGS.epochs

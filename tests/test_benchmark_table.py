@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from iekd.compress.clipping import Group
 from iekd.compress.observer import Observer
 from iekd.compress.teacher import Supervised
 from iekd.compress.trainer import FitSettings, fit
@@ -97,6 +98,49 @@ def test_a_lane_takes_the_steps_of_an_ordinary_training(tmp_path: Path) -> None:
     assert losses == pytest.approx(history.figures["loss"], rel=1e-5)
     for one, two in zip(task.parameters(), other.parameters(), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
+
+
+class Pair(torch.nn.Module):
+    """Two networks, the second's loss steep."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = small_network(), small_network()
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"a": self.a(images, targets)["task"], "b": 100 * self.b(images, targets)["task"]}
+
+    def apart(self) -> list[Group]:
+        return [list(self.a.parameters()), list(self.b.parameters())]
+
+
+def test_a_lane_clips_as_an_ordinary_training_does(tmp_path: Path) -> None:
+    data, settings = resident(), FitSettings(epochs=2, lr=0.01, optimizer="sgd", seed=5)
+    task, other, joint = Pair(), Pair(), Pair()
+
+    def lane(own: Pair, apart: list[Group]) -> Lane:
+        return Lane("lane", own, 5, settings, lambda seen: (seen.images, seen.targets), apart)
+
+    share = train_side_by_side([lane(task, task.apart())], data, None, 6, contextlib.nullcontext)
+    train_side_by_side([lane(joint, [])], data, None, 6, contextlib.nullcontext)
+    history = fit(
+        other,
+        lambda epoch: data.epoch(epoch, 6, 5, None),  # type: ignore[arg-type, return-value]
+        settings,
+        name="fit",
+        folder=tmp_path,
+        accelerator=Accelerator(cpu=True),
+        observer=Observer(),
+        inputs=lambda batch: (data.view(batch[0], batch[2]), batch[1]),
+        apart=other.apart(),
+    )
+    assert share["lane"] == pytest.approx(sum(history.figures["clipped"]) / 2)
+    assert share["lane"] > 0
+    for one, two in zip(task.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+    assert not all(
+        torch.allclose(one, two, atol=1e-4) for one, two in zip(task.a.parameters(), joint.a.parameters(), strict=True)
+    )
 
 
 def test_a_lane_whose_loss_overflows_is_named() -> None:

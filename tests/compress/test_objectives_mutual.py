@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iekd.compress.objectives import OBJECTIVES, ObjectiveSettings, build_mutual
 from iekd.compress.objectives.mutual import DeepMutual, MutualWeights, Switchable, teacher_waits
+from iekd.compress.together import networks_apart
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Features, Tapped
@@ -137,6 +138,24 @@ def test_no_network_is_moved_by_the_other_s_terms() -> None:
     torch.stack([term for key, term in found.items() if key.startswith("a.") and "recon" not in key]).sum().backward()
     assert all(value.grad is None for value in made.b.parameters())
     assert all(value.grad is not None for value in made.a.parameters())
+
+
+@pytest.mark.parametrize("name", ["dml", "ie-dml", "switokd"])
+def test_each_network_is_clipped_with_its_heads_and_nothing_twice(name: str) -> None:
+    made = task(name)
+    groups = [{id(parameter) for parameter in group} for group in networks_apart(made)]
+    trained = {id(parameter) for parameter in made.parameters()}
+    assert set.union(*groups) == trained
+    assert sum(len(group) for group in groups) == len(trained)
+    names = {id(parameter): key for key, parameter in made.named_parameters()}
+    for group, network, number in ((groups[0], "a.", 0), (groups[2], "b.", 1)):
+        own = {
+            key
+            for key in names.values()
+            if key.startswith(network) or (key.startswith(f"lifts.{number}.") and ".heads." in key)
+        }
+        assert {names[parameter] for parameter in group} == own
+    assert bool(groups[1] and groups[3]) == (name == "ie-dml")
 
 
 def test_exploration_of_both_is_bounded() -> None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from iekd.compress.clipping import clip, clip_groups
 from iekd.compress.observer import Observer
 from iekd.compress.trainer import FitSettings, History, fit, learning_rate, load_best
 from iekd.errors import DivergenceError, RunFolderError
@@ -47,6 +48,7 @@ def train(
     *,
     observer: Observer | None = None,
     evaluate: Callable[[], Any] | None = None,
+    accelerator: Accelerator | None = None,
 ) -> History:
     return fit(
         task,
@@ -54,7 +56,7 @@ def train(
         FitSettings(epochs=epochs, lr=1e-2),
         name="toy",
         folder=folder,
-        accelerator=Accelerator(cpu=True),
+        accelerator=accelerator or Accelerator(cpu=True),
         observer=observer or Observer(),
         evaluate=evaluate,
     )
@@ -117,6 +119,44 @@ def test_a_quantity_that_comes_late_stands_in_its_own_epochs() -> None:
     assert history.figures == {"loss": [3.0, 2.0, 1.0], "pull": [None, 7.0, None]}
 
 
+class HalfTask(Task):
+    """Its gradients pass through half precision, and overflow where the loss is scaled by too much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for parameter in self.parameters():
+            parameter.register_hook(lambda gradient: gradient.half().float())
+
+
+def scaling() -> Accelerator:
+    """With a loss scale that grows fast, so that steps overflow in every epoch, as under fp16 on a GPU."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu", growth_factor=8.0, growth_interval=2)
+    return accelerator
+
+
+@pytest.mark.parametrize("step", [6, 9, 13])
+def test_the_loss_scale_is_resumed(tmp_path: Path, step: int) -> None:
+    whole = HalfTask()
+    history = train(whole, tmp_path / "whole", 4, accelerator=scaling())
+    with pytest.raises(KeyboardInterrupt):
+        train(HalfTask(), tmp_path / "cut", 4, observer=StopAt(step), accelerator=scaling())
+    resumed = HalfTask()
+    again = train(resumed, tmp_path / "cut", 4, accelerator=scaling())
+    assert again.figures == history.figures
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_loss_scale_of_one_stage_does_not_reach_the_next(tmp_path: Path) -> None:
+    alone, after, accelerator = HalfTask(), HalfTask(), scaling()
+    train(alone, tmp_path / "alone", 2, accelerator=scaling())
+    train(HalfTask(), tmp_path / "before", 3, accelerator=accelerator)
+    assert accelerator.scaler.get_scale() != 2.0**16
+    train(after, tmp_path / "after", 2, accelerator=accelerator)
+    assert all(torch.equal(one, other) for one, other in zip(alone.parameters(), after.parameters(), strict=True))
+
+
 def test_a_finished_training_is_read_back(tmp_path: Path) -> None:
     first, second = Task(), Task()
     train(first, tmp_path, 2)
@@ -161,6 +201,75 @@ def test_learning_rate_warms_up_and_ends_near_zero() -> None:
     assert rates[0] == pytest.approx(0.05)
     assert rates[-1] < 1e-3
     assert all(a >= b for a, b in itertools.pairwise(rates[20:]))
+
+
+class Pair(nn.Module):
+    """Two networks with a loss each; the second's is steep, or left out."""
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.steepness = steepness
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        terms = {"a": 7 * nn.functional.cross_entropy(self.a(inputs), targets)}
+        if self.steepness:
+            terms["b"] = self.steepness * nn.functional.cross_entropy(self.b(inputs), targets)
+        return terms
+
+
+def clipped(task: Pair, folder: Path, *, apart: bool, limit: float | None = 5.0) -> History:
+    return fit(
+        task,
+        batches,
+        FitSettings(epochs=2, lr=1e-2, optimizer="sgd", clip_norm=limit),
+        name="pair",
+        folder=folder,
+        accelerator=Accelerator(cpu=True),
+        observer=Observer(),
+        apart=[list(task.a.parameters()), list(task.b.parameters())] if apart else (),
+    )
+
+
+def test_networks_apart_are_not_slowed_by_each_other(tmp_path: Path) -> None:
+    alone, apart, together = Pair(0), Pair(1e4), Pair(1e4)
+    history = clipped(alone, tmp_path / "alone", apart=True)
+    assert 0 < sum(history.figures["clipped"]) < len(history.figures["clipped"]), "some steps are, some are not"
+    assert clipped(apart, tmp_path / "apart", apart=True).figures["clipped"] == [1.0, 1.0]
+    clipped(together, tmp_path / "together", apart=False)
+    assert torch.equal(alone.a.weight, apart.a.weight)
+    assert not torch.allclose(alone.a.weight, together.a.weight)
+
+
+def test_one_network_is_clipped_as_a_whole() -> None:
+    task, limit = Pair(3.0), 0.1
+    whole, lone = clip_groups(task), clip_groups(task, [[task.a.weight, task.a.bias]])
+    assert [len(group) for group in whole] == [4]
+    assert [{id(p) for p in group} for group in lone] == [
+        {id(p) for p in network.parameters()} for network in (task.a, task.b)
+    ]
+    inputs, targets = next(iter(batches(0)))
+    torch.stack(list(task(inputs, targets).values())).sum().backward()
+    before = [parameter.grad.clone() for parameter in task.parameters() if parameter.grad is not None]
+    assert clip(whole, 1e6) == 0
+    assert clip(whole, limit) == 1
+    share = limit / torch.cat([gradient.flatten() for gradient in before]).norm()
+    for parameter, gradient in zip(task.parameters(), before, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, share * gradient, rtol=1e-4, atol=1e-8)
+
+
+def test_a_network_that_waits_is_not_clipped() -> None:
+    task = Pair(0)
+    inputs, targets = next(iter(batches(0)))
+    task(inputs, targets)["a"].backward()
+    assert clip(clip_groups(task, [list(task.b.parameters())]), 1e-3) == 1
+    assert task.b.weight.grad is None
+
+
+def test_what_is_not_clipped_is_not_counted(tmp_path: Path) -> None:
+    assert "clipped" not in clipped(Pair(1.0), tmp_path, apart=False, limit=None).figures
 
 
 def test_events_are_written(tmp_path: Path) -> None:
