@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from iekd.compress.config import RunConfig
@@ -18,7 +19,7 @@ from iekd.compress.objectives.catalogue import is_mutual, reads_maps
 from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.quantizers.simulated import Answers, Simulated
-from iekd.compress.shared import answers_of, shared_checkpoints
+from iekd.compress.shared import Ask, answers_of, in_precision, shared_checkpoints
 from iekd.compress.teacher import first_network
 from iekd.compress.teacher_cache import AnswerCache, bytes_needed
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
@@ -164,6 +165,17 @@ def tap_teacher(network: nn.Module, taps: Sequence[int | str], size: int) -> Tea
     return Tapped(network, taps, size)
 
 
+def asked(teacher: Teacher, accelerator: Accelerator) -> Ask:
+    """``teacher`` as it answers in training: in the run's mixed precision, where it has one; float32 comes out."""
+
+    def ask(images: Tensor) -> Features:
+        with accelerator.autocast():
+            found = teacher(images)
+        return Features(found.logits.float(), tuple(tap.float() for tap in found.taps))
+
+    return ask
+
+
 def objective_settings(config: RunConfig) -> ObjectiveSettings:
     """The objective's part of the settings; what is None there keeps the objective's own default."""
     own = {field.name for field in dataclasses.fields(ObjectiveSettings)}
@@ -201,7 +213,7 @@ def _prepare_factors(objective: Objective, teacher: Teacher, student: Tapped, jo
         return History()
     shapes = teacher.shapes(job.preprocessing.size)
     cache = _cache("taps", tuple(tuple(shape) for shape in shapes), 1, job)
-    ask = answers_of(teacher, shapes, job, MOST_VIEWS if cache else 0)
+    ask = answers_of(asked(teacher, job.accelerator), shapes, job, MOST_VIEWS if cache else 0)
     frozen = FrozenTeacher(lambda batch: ask(batch).taps, cache)
     # maps are compared at the smaller size of both: of the student, the factors hang on that alone
     sizes = [(shape.height, shape.width) for shape in student.shapes(job.preprocessing.size)]
@@ -251,7 +263,7 @@ def _train(
         objective.eval()
         example = compact(teacher(torch.zeros(1, 3, size, size, device=job.device)))
         cache = _cache("records", tuple(tuple(part.shape[1:]) for part in example), views, job)
-        ask = answers_of(teacher, teacher.shapes(size), job, MOST_VIEWS if cache else 0)
+        ask = answers_of(asked(teacher, job.accelerator), teacher.shapes(size), job, MOST_VIEWS if cache else 0)
         frozen = FrozenTeacher(lambda batch: compact(ask(batch)), cache)
     task = Distillation(student, objective)
     checkpoints = job.folder / "checkpoints" / name
@@ -285,7 +297,7 @@ def _cache(name: str, shapes: tuple[tuple[int, ...], ...], views: int, job: Job)
         )
         return None
     key = sha256_of(job.folder / "teacher" / "model.safetensors")[:16]
-    return AnswerCache(_own_folder(job.folder / "cache" / f"{name}-{key}"), shapes, images, views)
+    return AnswerCache(_own_folder(job.folder / "cache" / f"{in_precision(name, job)}-{key}"), shapes, images, views)
 
 
 def _own_folder(path: Path) -> Path:

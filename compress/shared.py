@@ -38,7 +38,7 @@ class SharedAnswers:
 
     def __init__(self, ask: Ask, job: Job) -> None:
         assert job.shared is not None
-        self.ask, self.job, self.folder = ask, job, job.shared / "answers"
+        self.ask, self.job, self.folder = ask, job, job.shared / in_precision("answers", job)
         self._held: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def __call__(self, batch: Batch) -> Features:
@@ -80,6 +80,12 @@ def answers_of(ask: Ask, shapes: tuple[TapShape, ...], job: Job, views: int) -> 
     if job.shared is None or not 0 < needed <= job.config.cache_gib * 2**30:
         return lambda batch: ask(batch.image)
     return SharedAnswers(ask, job)
+
+
+def in_precision(name: str, job: Job) -> str:
+    """Name of what is kept of the teacher's answers: those in mixed precision are others than those in float32."""
+    mixed = job.accelerator.mixed_precision
+    return name if mixed == "no" else f"{name}-{mixed}"
 
 
 def shared_checkpoints(job: Job, name: str, *identity: object) -> Path:

@@ -28,11 +28,16 @@ class Run:
     folder: Path
     cache_gib: float = 1.0
     classes: int = 3
+    precision: str = "no"
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def config(self) -> Any:
         return make_config({"teacher": "t", "student": "s", "cache_gib": self.cache_gib})
+
+    @property
+    def accelerator(self) -> Any:
+        return dataclasses.make_dataclass("Accelerator", ["mixed_precision"])(self.precision)
 
     @property
     def data(self) -> Any:
@@ -70,6 +75,13 @@ def test_every_view_of_an_image_is_asked_for_once(tmp_path: Path) -> None:
     assert teacher.asked == 10
     assert not torch.equal(other(batch(rows, 0)).taps[0], first.taps[0])
     assert teacher.asked == 20
+
+
+def test_answers_in_another_precision_are_other_answers(tmp_path: Path) -> None:
+    for precision, asked in (("no", 10), ("bf16", 10), ("bf16", 0)):
+        teacher, run = Teacher(), Run(tmp_path / "shared", tmp_path / "a", precision=precision)
+        SharedAnswers(teacher, run)(batch(torch.arange(3), 0))  # type: ignore[arg-type]
+        assert teacher.asked == asked
 
 
 @pytest.mark.parametrize("changes", [{"shared": None}, {"cache_gib": 1e-9}])
