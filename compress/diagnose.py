@@ -50,7 +50,7 @@ def diagnose(
     data: ImageData | None = None,
     networks: Mapping[str, nn.Module] | None = None,
 ) -> Diagnosis:
-    """Measure what the student learned; write ``diagnosis.json``, and draw the run's report again where it has one.
+    """Measure what the student that ships learned; write ``diagnosis.json``, and draw the run's report anew, if any.
 
     Args:
         run: folder of a run whose student is trained.
@@ -129,11 +129,13 @@ def _measure(
         curves.append(NoiseCurve(name=name, levels=_noise(rival.network.to(device), seen, levels, seeds)))
     return Diagnosis(
         images=count,
-        objective=run.config.objective,
+        objective=run.shipped.objective,
+        network=run.shipped.artefact,
+        remark=run.shipped.remark,
         artefacts=run.fingerprints(),
         taps=taps,
         noise=curves,
-        sentence=in_a_sentence(taps, run.config.objective),
+        sentence=in_a_sentence(taps, run.shipped.objective),
     )
 
 

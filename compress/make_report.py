@@ -9,6 +9,7 @@ from typing import Any
 
 from iekd import __version__
 from iekd.compress.config import RunConfig, to_yaml
+from iekd.compress.diagnostics.finished_run import shipped
 from iekd.compress.job import Job
 from iekd.compress.targets import TARGETS
 from iekd.deploy import results
@@ -53,12 +54,20 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
         verdict=verdict,
         stages=[_stage(name, entry) for name, entry in stages.items()],
         curves=_curves(stages),
-        diagnosis=kept_diagnosis(job.folder),
+        diagnosis=kept_for_report(job.folder, job.config),
         fingerprint=results.Fingerprint(**measured["fingerprint"]),
         notes=[*notes, *warnings, *_about(job, stages)],
     )
     write_report(report, job.folder)
     return report
+
+
+def kept_for_report(folder: Path, config: RunConfig) -> results.Diagnosis | None:
+    """The diagnosis of the run in ``folder``, if it was made of the student that ships now."""
+    found, network = kept_diagnosis(folder), shipped(folder, config)
+    if found is None or found.network != network.artefact:
+        return None
+    return found.model_copy(update={"remark": network.remark})
 
 
 def _model_result(job: Job, name: str, exported: dict[str, Any], measured: dict[str, Any]) -> results.ModelResult:

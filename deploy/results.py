@@ -254,7 +254,9 @@ class Diagnosis(Record):
 
     images: int = Field(description="validation images that all of it was measured on")
     objective: str
-    artefacts: dict[str, str] = Field(description="SHA-256 of what was diagnosed, by role")
+    network: str = Field(default="student", description="folder of the student that was diagnosed, in the run's")
+    remark: str = Field(default="", description="what tells it from the file that ships")
+    artefacts: dict[str, str] = Field(description="SHA-256 of what was diagnosed, by folder")
     taps: list[TapDiagnosis]
     noise: list[NoiseCurve] = Field(description="the student's, and that of the run it was compared with")
     sentence: str

@@ -1,4 +1,4 @@
-"""A run that has trained its student, opened to be looked at."""
+"""A run that has trained its student, opened to be looked at: what became of the student, and its channels' split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from iekd.compress.config import RunConfig, make_config
 from iekd.compress.distill import objective_settings
 from iekd.compress.objectives.catalogue import OBJECTIVES
 from iekd.compress.objectives.split import split_channels
+from iekd.compress.qat import NAME as QAT
+from iekd.compress.qat import qat_objective
 from iekd.compress.run_folder import FORMAT
+from iekd.compress.variants import FOLDER as VARIANTS
+from iekd.compress.variants import QAT_ARTEFACT
 from iekd.errors import InputError, RunFolderError
 from iekd.files import sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact
@@ -32,6 +36,43 @@ class Split(NamedTuple):
     explore: Tensor
 
 
+class Shipped(NamedTuple):
+    """The network from which the student's file was made."""
+
+    artefact: str
+    """Its folder in the run: ``student``, ``pruned``, or that of the training for INT8."""
+    training: str
+    """Name of its last training, under ``checkpoints``."""
+    objective: str
+    """Of that training."""
+    precision: str
+    """Of the file; that of the network is float32."""
+
+    @property
+    def remark(self) -> str:
+        """What tells it from the network that was distilled and from the file that ships; empty where nothing does."""
+        pruned = "Diagnosed is the pruned student; parts of its channels are those of its last recovery."
+        trained = "Diagnosed is the student as it was trained for INT8, without the simulated quantisation."
+        about = {"pruned": pruned, QAT_ARTEFACT: trained}.get(self.artefact, "")
+        cast = "" if self.precision == "fp32" else f"The file that ships is {self.precision}, the network float32."
+        return " ".join(filter(None, (about, cast)))
+
+
+def shipped(folder: Path, config: RunConfig) -> Shipped:
+    """What ships of a run; before it has measured its files, what would ship in float32."""
+    measured = folder / "benchmark" / "benchmark.json"
+    file, precision = "student", "fp32"
+    if measured.is_file():
+        found = json.loads(measured.read_text(encoding="utf-8"))
+        file, precision = found["ships"], found["models"][found["ships"]]["precision"]
+    variant = folder / VARIANTS / f"{file}.json"
+    if variant.is_file() and (json.loads(variant.read_text(encoding="utf-8"))["qat"] or {}).get("ships"):
+        return Shipped(QAT_ARTEFACT, QAT, qat_objective(config), precision)
+    if config.prune and (folder / "pruned" / "model.json").is_file():
+        return Shipped("pruned", f"pruned{config.prune_steps - 1}", config.objective, precision)
+    return Shipped("student", "student", config.objective, precision)
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run's settings and what it made.  Made by :func:`open_run`."""
@@ -40,18 +81,27 @@ class FinishedRun:
     config: RunConfig
     data_digest: str
 
+    @property
+    def shipped(self) -> Shipped:
+        """What the run's student has become."""
+        return shipped(self.folder, self.config)
+
     def artefact(self, role: str, network: nn.Module | None = None) -> Artefact:
-        """The ``teacher`` or ``student``; ``network`` for one that the run was given as a Python object."""
-        found = load_artefact(self.folder / role, network)
+        """The ``teacher``, or the ``student`` that ships; ``network`` for one that the run was given as an object."""
+        found = load_artefact(self.folder / self._place(role), network)
         found.network.eval().requires_grad_(False)
         return found
 
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the artefacts, by role."""
-        return {role: sha256_of(self.folder / role) for role in ("teacher", "student")}
+        """SHA-256 of the artefacts, by their folders."""
+        places = [self._place(role) for role in ("teacher", "student")]
+        return {place: sha256_of(self.folder / place) for place in places}
+
+    def _place(self, role: str) -> str:
+        return self.shipped.artefact if role == "student" else role
 
     def splits(self, channels: list[int]) -> list[Split | None]:
-        """How the objective split the student's taps of so many channels; None where it did not.
+        """How the student's last training split its taps of so many channels; None where it did not.
 
         The checkpoint says what was used.  Where it is gone the settings still do, unless the split came from the data.
 
@@ -59,7 +109,7 @@ class FinishedRun:
             InputError: the split came from the data and the checkpoint is gone.
             RunFolderError: the checkpoint is damaged, or of other taps.
         """
-        file = self.folder / "checkpoints" / "student" / "last.pt"
+        file = self.folder / "checkpoints" / self.shipped.training / "last.pt"
         if not file.exists():
             return [self._split_by_settings(count, file) for count in channels]
         found = _stored_splits(file)
@@ -71,7 +121,7 @@ class FinishedRun:
 
     def _split_by_settings(self, channels: int, checkpoint: Path) -> Split | None:
         settings = objective_settings(self.config)
-        if not _lifted(self.config.objective) or settings.inherit_fraction in (0, 1):
+        if not _lifted(self.shipped.objective) or settings.inherit_fraction in (0, 1):
             return None
         if settings.split == "relevance":
             raise InputError(

@@ -20,7 +20,8 @@ def in_a_sentence(taps: list[TapDiagnosis], objective: str) -> str:
 
 def diagnosis_table(found: Diagnosis) -> Group:
     """What the command line shows; its last line is the sentence."""
-    return Group(_parts_table(found), "", _noise_table(found), "", Text(found.sentence))
+    remark = (Text(found.remark),) if found.remark else ()
+    return Group(_parts_table(found), "", _noise_table(found), "", *remark, Text(found.sentence))
 
 
 def _about(tap: TapDiagnosis, objective: str, where: str) -> str:

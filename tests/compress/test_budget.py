@@ -18,14 +18,19 @@ from small import settings
 import iekd
 from iekd.compress.config import make_config
 from iekd.compress.data import load_data
+from iekd.compress.diagnose import diagnose
+from iekd.compress.diagnostics.finished_run import open_run
+from iekd.compress.make_report import kept_for_report
 from iekd.compress.observer import Observer
 from iekd.compress.plan import make_plan
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.targets import TARGETS
 from iekd.deploy.report import read_report
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
+from iekd.files import sha256_of
 from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import count_macs
+from iekd.models.taps import Tapped
 
 WANTED = {
     "student": "mobilenetv2_050",
@@ -140,6 +145,33 @@ def test_rankings_that_fresh_weights_do_not_tell_apart_are_rehearsed_all_the_sam
     config = make_config(settings(**changes))
     plan = make_plan(config, load_data("digits"), config.teacher, config.student, Observer())
     rehearse(config, plan, 10, config.teacher, config.student)
+
+
+@pytest.mark.slow
+def test_what_is_diagnosed_is_the_pruned_student(squeezed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(squeezed, run)
+    found = diagnose(run, noise=[0.2], seeds=2)
+    pruned = load_artefact(run / "pruned")
+    assert found.network == "pruned"
+    assert set(found.artefacts) == {"teacher", "pruned"}
+    assert found.noise[0].levels[0].mean == pytest.approx(pruned.facts["accuracy"])
+    stored = torch.load(run / "checkpoints" / "pruned1" / "last.pt", weights_only=True)["task"]
+    widths = {part: len(stored[f"objective.lifts.0.{part}_index"]) for part in ("inherit", "explore")}
+    (tap,) = found.taps
+    assert [part.channels for part in tap.parts[:2]] == list(widths.values())
+    assert tap.student_shape[0] == Tapped(pruned.network).shapes(32)[0].channels
+    report = read_report(run / "report.json")
+    assert report.diagnosis == found
+    assert found.remark in (run / "report.html").read_text(encoding="utf-8")
+    assert found.remark.startswith("Diagnosed is the pruned student")
+    assert (f"is {report.student.precision}, the network float32" in found.remark) == (
+        report.student.precision != "fp32"
+    )
+    assert kept_for_report(run, open_run(run).config) == found
+    before = found.model_copy(update={"network": "student", "artefacts": {"student": sha256_of(run / "student")}})
+    (run / "diagnosis.json").write_text(before.model_dump_json())
+    assert kept_for_report(run, open_run(run).config) is None, "made before the pruning"
 
 
 def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from filelock import FileLock
 from report_samples import sample_report
+from rich.console import Console
 from small import command, refused, settings
 from torch import Tensor, nn
 
@@ -20,8 +21,8 @@ from iekd.compress.config import make_config
 from iekd.compress.diagnose import diagnose, parse_levels
 from iekd.compress.diagnostics.channels import active_channels, is_rectified
 from iekd.compress.diagnostics.cka import likeness, random_differences
-from iekd.compress.diagnostics.finished_run import FinishedRun, open_run
-from iekd.compress.diagnostics.summary import in_a_sentence
+from iekd.compress.diagnostics.finished_run import FinishedRun, open_run, shipped
+from iekd.compress.diagnostics.summary import diagnosis_table, in_a_sentence
 from iekd.compress.diagnostics.weight_noise import accuracy, accuracy_under_noise, noisy_weights
 from iekd.compress.objectives.alignment import gram, hsic
 from iekd.compress.objectives.split import split_channels
@@ -336,6 +337,23 @@ def test_parts_and_their_likeness(lifted: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_exploration_by_cka_parts_the_channels_of_a_trained_student(tmp_path: Path) -> None:
+    """What IE-KD promises, on a student that learned its task: less like the teacher, and more so than by chance."""
+    learning = {"train_limit": 600, "val_limit": 200, "augment": "none", "teacher_epochs": 6, "epochs": 8}
+    values = settings(**learning, out=str(tmp_path / "run"), objective="ie-ft", explore_form="cka")
+    config = make_config(values)
+    run_stages(config, config.teacher, config.student, config.data, Observer(), until="distill")
+    found = diagnose(tmp_path / "run", noise=[0.1], seeds=2)
+    assert found.noise[0].levels[0].mean > 0.5
+    (tap,) = found.taps
+    assert tap.difference is not None
+    assert tap.chance is not None
+    assert tap.difference.low > 0
+    assert tap.chance < 0.05
+    assert "exploration part is less like the teacher than the inheritance part: CKA" in found.sentence
+
+
+@pytest.mark.slow
 def test_a_run_without_a_lift_has_one_row(plain: Path, tmp_path: Path) -> None:
     run = _copy(plain, tmp_path)
     found = diagnose(run, noise=[0.2], seeds=2, images=30)
@@ -410,6 +428,49 @@ def test_of_two_networks_that_trained_together_the_student_is_the_second(tmp_pat
     (found,) = _made_up_run(tmp_path, objective="ie-dml").splits([4])
     assert found is not None
     assert found.inherit.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "pruned", "ships", "qat", "expected"),
+    [
+        ({}, False, None, None, ("student", "student", "ie-ft+kd", "fp32")),
+        ({"prune": 0.5}, False, None, None, ("student", "student", "ie-ft+kd", "fp32")),
+        ({"prune": 0.5, "prune_steps": 3}, True, None, None, ("pruned", "pruned2", "ie-ft+kd", "fp32")),
+        ({}, False, "student-int8", None, ("student", "student", "ie-ft+kd", "int8")),
+        (
+            {"prune": 0.5, "prune_steps": 1},
+            True,
+            "student-int8",
+            {"ships": False},
+            ("pruned", "pruned0", "ie-ft+kd", "int8"),
+        ),
+        ({"prune": 0.5}, True, "student-int8", {"ships": True}, ("variants/qat", "qat", "ie-ft+kd", "int8")),
+        ({"objective": "ie-dml"}, False, "student-int8", {"ships": True}, ("variants/qat", "qat", "kd", "int8")),
+        ({"prune": 0.5}, True, "student", {"ships": True}, ("pruned", "pruned1", "ie-ft+kd", "fp32")),
+    ],
+)
+def test_what_ships_is_what_is_diagnosed(
+    tmp_path: Path,
+    settings: dict[str, object],
+    pruned: bool,
+    ships: str | None,
+    qat: dict[str, bool] | None,
+    expected: tuple[str, str, str, str],
+) -> None:
+    config = make_config({"teacher": "a", "student": "b", "objective": "ie-ft+kd", **settings})
+    models = {"student": {"precision": "fp32"}, "student-int8": {"precision": "int8"}}
+    files: dict[str, object] = {"variants/student-int8.json": {"qat": qat}}
+    if pruned:
+        files["pruned/model.json"] = {}
+    if ships:
+        files["benchmark/benchmark.json"] = {"ships": ships, "models": models}
+    for name, value in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(value))
+    found = shipped(tmp_path, config)
+    assert found == expected
+    assert ("int8, the network float32" in found.remark) == (expected[3] == "int8")
+    assert bool(found.remark) == (expected[0] != "student" or expected[3] != "fp32")
 
 
 @pytest.mark.slow
@@ -535,6 +596,13 @@ def test_silent_channels_are_said_to_be_silent() -> None:
 
 def _with(found: Diagnosis) -> Report:
     return sample_report().model_copy(update={"diagnosis": found})
+
+
+def test_the_page_and_the_table_say_what_was_diagnosed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = _diagnosis([_tap(0.1, 0.2)]).model_copy(update={"network": "pruned", "remark": "Diagnosed is another one."})
+    assert "Diagnosed is another one." in render(_with(found))
+    Console(width=400).print(diagnosis_table(found))
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()[-2:]] == [found.remark, found.sentence]
 
 
 def test_the_page_shows_the_diagnosis_and_no_one_s_markup() -> None:
