@@ -111,7 +111,11 @@ class Bench:
             inputs=inputs,
             apart=apart,
         )
-        return {key: mean(values) for key, values in history.figures.items() if key == "clipped"}
+        return {
+            key: mean(value for value in values if value is not None)
+            for key, values in history.figures.items()
+            if key == "clipped"
+        }
 
     def tapped(self, name: str, seed: int, role: str) -> Tapped:
         """A fresh network whose weights follow from the seed."""

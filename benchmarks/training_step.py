@@ -1,11 +1,13 @@
 """What IE-KD adds to a training step: our step against the bare loop, interleaved in one run.
 
 The bare loop is what any logit distillation must do: the teacher's forward without gradient, the student's forward,
-cross-entropy and KL on the logits, backward, optimiser step.  Ours adds the factor encoders, the channel split and the
-two IE terms.  Two variants of ours: ``live`` runs the teacher in every step; ``cached`` has its answers at hand, as all
-passes over the recurring views but the first do.
+cross-entropy and KL on the logits, backward, optimiser step.  Ours has what the objective adds (by default the factor
+encoders, the channel split and the two IE terms), and what the real loop does in every step and the bare one need not:
+it looks for terms that are not finite, and clips the gradients.  Two variants of ours: ``live`` runs the teacher in
+every step; ``cached`` has its answers at hand, as all passes over the recurring views but the first do.
 
-    python benchmarks/training_step.py [--teacher resnet50] [--student mobilenetv2_100] [--size 64] [--batch 64]
+    python benchmarks/training_step.py [--teacher resnet50] [--student mobilenetv2_100] [--size 224] [--batch 16]
+                                       [--objective ie-vkd+kd] [--explore-form cka]
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,10 +23,14 @@ import torch.nn.functional as F
 from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import nn
 
+from iekd.compress.clipping import clip, clip_groups
 from iekd.compress.distill import Distillation
+from iekd.compress.objectives.base import Objective
 from iekd.compress.objectives.build import build_objective
+from iekd.compress.objectives.lift import FORMS
 from iekd.compress.objectives.logits import distillation_loss
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.trainer import FitSettings, refuse_non_finite
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Tapped
 
@@ -50,25 +57,26 @@ def bare_step(teacher: nn.Module, student: nn.Module, images: torch.Tensor, targ
     return step
 
 
-def ie_steps(teacher: Tapped, student: Tapped, images: torch.Tensor, targets: torch.Tensor, size: int) -> list[Step]:
-    objective = build_objective(
-        "ie-ft+kd",
-        teacher=teacher.shapes(size),
-        student=student.shapes(size),
-        classes=CLASSES,
-        settings=ObjectiveSettings(),
-    )
+def our_steps(
+    objective: Objective, teacher: Tapped, student: Tapped, images: torch.Tensor, targets: torch.Tensor
+) -> list[Step]:
     pretraining = objective.pretraining()
-    assert pretraining is not None
-    pretraining.requires_grad_(False)
-    task = Distillation(student, objective).to(memory_format=torch.channels_last).train()
-    optimizer = optimizer_for(task)
+    if pretraining is not None:
+        pretraining.requires_grad_(False)
     with torch.no_grad():
-        kept = objective.record(teacher(images))
+        answer = teacher(images)
+        objective.prepare(student.eval()(images), answer)
+        kept = objective.record(answer)
+    task = Distillation(student, objective).to(memory_format=torch.channels_last).train()
+    optimizer, groups = optimizer_for(task), clip_groups(task)
+    limit = FitSettings(epochs=1, lr=1e-3).clip_norm
+    assert limit is not None
 
     def update(logits: torch.Tensor, codes: tuple[torch.Tensor, ...]) -> None:
         terms = task(images, targets, logits, *codes)
+        refuse_non_finite(terms, "ours", 0, 0, Path())
         torch.autograd.backward(torch.stack(list(terms.values())).sum())
+        clip(groups, limit)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -84,7 +92,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="resnet50")
     parser.add_argument("--student", default="mobilenetv2_100")
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--objective", default="ie-ft+kd", help="with --explore-form, as iekd-compress takes them")
+    parser.add_argument("--explore-form", default="distance", choices=FORMS)
+    parser.add_argument("--size", type=int, default=64, help="of the images, pixels")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=0)
@@ -99,7 +109,15 @@ def main() -> None:
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     targets = torch.randint(0, CLASSES, (arguments.batch,))
     steps = {"bare": bare_step(teacher, bare, images, targets)}
-    steps["live"], steps["cached"] = ie_steps(Tapped(teacher).eval(), Tapped(ours), images, targets, arguments.size)
+    tapped, student = Tapped(teacher).eval(), Tapped(ours)
+    objective = build_objective(
+        arguments.objective,
+        teacher=tapped.shapes(arguments.size),
+        student=student.shapes(arguments.size),
+        classes=CLASSES,
+        settings=ObjectiveSettings(explore_form=arguments.explore_form),
+    )
+    steps["live"], steps["cached"] = our_steps(objective, tapped, student, images, targets)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(arguments.rounds + 2):
         order = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from iekd.compress.config import RunConfig, make_config
-from iekd.compress.distill import objective_settings
+from iekd.compress.distill import later_config, objective_settings
 from iekd.compress.objectives.catalogue import OBJECTIVES
 from iekd.compress.objectives.split import split_channels
 from iekd.compress.qat import NAME as QAT
-from iekd.compress.qat import qat_objective
 from iekd.compress.run_folder import FORMAT
 from iekd.compress.variants import FOLDER as VARIANTS
 from iekd.compress.variants import QAT_ARTEFACT
@@ -67,9 +66,9 @@ def shipped(folder: Path, config: RunConfig) -> Shipped:
         file, precision = found["ships"], found["models"][found["ships"]]["precision"]
     variant = folder / VARIANTS / f"{file}.json"
     if variant.is_file() and (json.loads(variant.read_text(encoding="utf-8"))["qat"] or {}).get("ships"):
-        return Shipped(QAT_ARTEFACT, QAT, qat_objective(config), precision)
+        return Shipped(QAT_ARTEFACT, QAT, later_config(config).objective, precision)
     if config.prune and (folder / "pruned" / "model.json").is_file():
-        return Shipped("pruned", f"pruned{config.prune_steps - 1}", config.objective, precision)
+        return Shipped("pruned", f"pruned{config.prune_steps - 1}", later_config(config).objective, precision)
     return Shipped("student", "student", config.objective, precision)
 
 
