@@ -156,7 +156,7 @@ class _Loop:
     inputs: Callable[[Any], tuple[Any, ...]]
 
     def epoch(self, epoch: int, loader: DataLoader[Any]) -> Figures:
-        """One pass; the mean of each term (over the steps that had it) and of their sum, and the share of steps clipped."""
+        """One pass; returns the mean of each term, over the steps that had it, of their sum, and of clipped steps."""
         steps = len(loader)
         totals: dict[str, Tensor] = {}
         counts: Counter[str] = Counter()
