@@ -109,4 +109,4 @@ def prune_file(
     networks = {"before": load_artefact(source).network.eval(), "after": made.network.eval()}
     run = measure_networks(networks, image_size=size, classes=classes)
     medians = {name: latency.median for name, latency in run.latency.items()}
-    return describe_gain(made, medians["before"], medians["after"], run.ratio("before", "after"))
+    return describe_gain(made.macs, made.parameters, medians["before"], medians["after"], run.ratio("before", "after"))

@@ -11,6 +11,8 @@ from iekd import __version__
 from iekd.compress.config import RunConfig, to_yaml
 from iekd.compress.diagnostics.finished_run import shipped
 from iekd.compress.job import Job
+from iekd.compress.measure import UNPRUNED
+from iekd.compress.prune import describe_gain
 from iekd.compress.targets import TARGETS
 from iekd.deploy import results
 from iekd.deploy.report import kept_diagnosis, write_report
@@ -56,7 +58,7 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
         curves=_curves(stages),
         diagnosis=kept_for_report(job.folder, job.config),
         fingerprint=results.Fingerprint(**measured["fingerprint"]),
-        notes=[*notes, *warnings, *_about(job, stages)],
+        notes=[*notes, *warnings, *_pruning_gain(exported, measured), *_about(job, stages)],
     )
     write_report(report, job.folder)
     return report
@@ -114,6 +116,16 @@ def _curves(stages: dict[str, dict[str, Any]]) -> list[results.Curve]:
         curves: dict[str, list[float | None]] = stages.get(stage, {}).get("result", {}).get(key, {})
         found += [results.Curve(stage=title, name=name, values=values) for name, values in curves.items()]
     return found
+
+
+def _pruning_gain(exported: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """What pruning by itself brought, both files in float32; nothing where there was none."""
+    if UNPRUNED not in measured:
+        return []
+    macs, parameters = ((exported[UNPRUNED][key], exported["student"][key]) for key in ("macs", "parameters"))
+    before, speedup = (results.Interval(**measured[UNPRUNED][key]) for key in ("before", "speedup"))
+    after = results.Interval(**measured["models"]["student"]["latency"]["median"])
+    return [f"Pruning, both in fp32: {describe_gain(macs, parameters, before, after, speedup)}."]
 
 
 def _about(job: Job, stages: dict[str, dict[str, Any]]) -> list[str]:

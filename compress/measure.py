@@ -30,6 +30,8 @@ from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import count_macs, count_parameters
 
 ROLES = ("teacher", "student")
+UNPRUNED = "unpruned"
+"""The student as it was before pruning; measured beside the others to tell what that gained, and never ships."""
 VERIFY_IMAGES = 64
 LATENCY_IMAGES = 64
 
@@ -37,7 +39,7 @@ LATENCY_IMAGES = 64
 def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
     """Stage ``export``: ``teacher.onnx`` and ``student.onnx``, each verified on real validation images.
 
-    The student is the pruned one where there was pruning.
+    The student is the pruned one where there was pruning; ``unpruned.onnx`` then is what it was made from.
 
     Args:
         job: the run.
@@ -48,18 +50,21 @@ def export_models(job: Job, given: dict[str, Any]) -> dict[str, Any]:
             TensorRT does not read where the target builds an engine of it.
     """
     images = job.some_images(job.data.val, VERIFY_IMAGES)
-    job.observer.stage_started("export", len(ROLES))
+    places = {role: role for role in ROLES}
+    if job.config.prune:
+        places |= {"student": "pruned", UNPRUNED: "student"}
+    job.observer.stage_started("export", len(places))
     found: dict[str, Any] = {}
-    for number, role in enumerate(ROLES):
-        place = job.folder / ("pruned" if role == "student" and job.config.prune else role)
-        source = place, given[role] if not isinstance(given[role], str) else None
+    for number, (role, place) in enumerate(places.items()):
+        network = given["teacher" if role == "teacher" else "student"]
+        source = job.folder / place, network if not isinstance(network, str) else None
         for_engine = role == "student" and TARGETS[job.config.target].builds_engines
         make = functools.partial(_export, job.config, source, images, for_engine)
         path = job.folder / f"{role}.onnx"
         found[role] = shared_file(job, path, make) if role == "teacher" else make(path)
         job.observer.stage_advanced("export", number + 1, f"{path.name} {path.stat().st_size / 1e6:.1f} MB")
-    worst = min(found[role]["verification"]["top1_agreement"] for role in ROLES)
-    return {**found, "note": f"both files agree with PyTorch on {worst:.1%} of {len(images)} images"}
+    worst = min(facts["verification"]["top1_agreement"] for facts in found.values())
+    return {**found, "note": f"the files agree with PyTorch on {worst:.1%} of {len(images)} images"}
 
 
 def _export(config: RunConfig, source: tuple[Path, Any], images: Array, for_engine: bool, path: Path) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def benchmark(job: Job) -> dict[str, Any]:
         job.observer.stage_advanced("benchmark", 20 * (number + 1) // len(files), f"accuracy of the {name}")
     images = job.some_images(job.data.val, LATENCY_IMAGES)
     run = measure_latency(
-        sessions,
+        {**sessions, **_unpruned(job)},
         images,
         folder=job.folder / "benchmark",
         seconds=job.config.bench_seconds,
@@ -130,10 +135,24 @@ def benchmark(job: Job) -> dict[str, Any]:
         }
         for file in files
     }
-    found = {"models": models, "ships": ships, "fingerprint": _fingerprint(job)}
+    found = {"models": models, "ships": ships, "fingerprint": _fingerprint(job), **_gain(run)}
     write_json(job.folder / "benchmark" / "benchmark.json", found)
     median = run.latency[ships].median.value
     return {"ships": models[ships]["file"], "note": f"{accuracy[ships].top1.value:.1%} at {median:.2f} ms ({ships})"}
+
+
+def _unpruned(job: Job) -> dict[str, Session]:
+    """The student before pruning, where there was any; a run that an earlier version began has no such file."""
+    path = job.folder / f"{UNPRUNED}.onnx"
+    return {UNPRUNED: open_session(job.config, path)} if job.config.prune and path.is_file() else {}
+
+
+def _gain(run: LatencyRun) -> dict[str, Any]:
+    """Latency before pruning, and before / after; nothing where nothing was pruned."""
+    if UNPRUNED not in run.latency:
+        return {}
+    before, speedup = run.latency[UNPRUNED].median, run.ratio(UNPRUNED, "student")
+    return {UNPRUNED: {"before": before.model_dump(), "speedup": speedup.model_dump()}}
 
 
 def _choose(config: RunConfig, files: list[File], retained: dict[str, Interval], run: LatencyRun) -> str:

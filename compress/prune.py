@@ -53,6 +53,16 @@ class PruneResult:
     parameters_before: int
     parameters_after: int
 
+    @property
+    def macs(self) -> tuple[int, int]:
+        """Before and after."""
+        return self.macs_before, self.macs_after
+
+    @property
+    def parameters(self) -> tuple[int, int]:
+        """Before and after."""
+        return self.parameters_before, self.parameters_after
+
     def architecture(self, before: Architecture) -> Architecture:
         """How to build the pruned network again, given how the unpruned (or less pruned) one is built."""
         return dataclasses.replace(before, pruned=merge_changes(before.pruned, self.changes))
@@ -153,19 +163,21 @@ def prune_artefact(source: Path, target: Path, *, goal: Goal, **options: Any) ->
     return result
 
 
-def describe_gain(result: PruneResult, before: Interval, after: Interval, speedup: Interval) -> str:
+def describe_gain(
+    macs: tuple[int, int], parameters: tuple[int, int], before: Interval, after: Interval, speedup: Interval
+) -> str:
     """One line on what pruning gained; it says so where that is no speed.
 
     Args:
-        result: of :func:`prune`.
+        macs: multiply-accumulates of one image, before and after.
+        parameters: their number, before and after.
         before: median latency of the network that was given, milliseconds.
         after: the same, pruned.
         speedup: before / after with its interval, from one interleaved run.
     """
     counts = (
-        f"MACs {result.macs_before / 1e6:.1f} -> {result.macs_after / 1e6:.1f} M "
-        f"({result.macs_after / result.macs_before:.0%} left), parameters {result.parameters_before / 1e6:.2f} -> "
-        f"{result.parameters_after / 1e6:.2f} M"
+        f"MACs {macs[0] / 1e6:.1f} -> {macs[1] / 1e6:.1f} M ({macs[1] / macs[0]:.0%} left), "
+        f"parameters {parameters[0] / 1e6:.2f} -> {parameters[1] / 1e6:.2f} M"
     )
     times = f"latency {before.value:.3g} -> {after.value:.3g} ms"
     factor = f"{speedup.value:.2f} [{speedup.low:.2f}, {speedup.high:.2f}]"

@@ -63,6 +63,20 @@ def test_the_pruned_student_is_what_is_exported(squeezed: Path) -> None:
     assert {curve.stage for curve in report.curves} >= {"pruned student"}
 
 
+def test_what_pruning_gained_is_measured_and_told(squeezed: Path) -> None:
+    report = read_report(squeezed / "report.json")
+    (note,) = (note for note in report.notes if note.startswith("Pruning"))
+    found = json.loads((squeezed / "benchmark" / "benchmark.json").read_text())
+    gain, after = found["unpruned"], found["models"]["student"]["latency"]["median"]
+    assert f"latency {gain['before']['value']:.3g} -> {after['value']:.3g} ms" in note
+    assert ("not faster" in note) == (gain["speedup"]["low"] <= 1)
+    traces = (np.load(squeezed / "benchmark" / f"latency-{name}.npz") for name in ("unpruned", "student"))
+    before, pruned = (float(np.median(trace["milliseconds"])) for trace in traces)
+    assert gain["before"]["value"] == pytest.approx(before)
+    assert gain["speedup"]["value"] == pytest.approx(before / pruned, rel=0.1)
+    assert "unpruned.onnx" not in {model.file for model in (report.student, report.teacher, *report.variants)}
+
+
 def test_every_precision_is_measured_and_the_fastest_good_one_ships(squeezed: Path) -> None:
     report = read_report(squeezed / "report.json")
     students = [report.student, *report.variants]
