@@ -1,0 +1,51 @@
+"""The comparison of recoveries after pruning: it runs through to its last line, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def recover(folder: Path) -> list[str]:
+    """What the benchmark says, line by line."""
+    networks = ("--teacher", "tiny_networks:teacher", "--student", "tiny_networks:prunable", "--size", "16")
+    training = ("--fewer", "0.5", "--steps", "2", "--base-epochs", "1", "--epochs", "2", "--train-limit", "64")
+    flags = (*networks, *training, "--val-limit", "40", "--bench-seconds", "0.05")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}",
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, str(TESTS.parent / "benchmarks" / "prune_recover.py"), str(folder / "out"), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_each_recovery_gets_its_row_and_a_second_start_trains_nothing(tmp_path: Path) -> None:
+    first = recover(tmp_path)
+    assert first[-1].startswith("RESULT iekd_over_kd=")
+    assert " iekd_over_fine_tuning=" in first[-1]
+    table = tmp_path / "out" / "prune_recover.csv"
+    with open(table, newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["recovery"] for row in rows] == ["none", "ie-kd", "kd", "fine-tuning"]
+    whole, *pruned = (int(row["macs"]) for row in rows)
+    assert len(set(pruned)) == 1, "the same cut for every recovery"
+    assert pruned[0] <= 0.5 * whole
+    assert all(float(row["milliseconds"]) > 0 for row in rows)
+    weights = sorted((tmp_path / "out").rglob("model.safetensors"))
+    trained = [file.stat().st_mtime_ns for file in weights]
+    again = recover(tmp_path)
+    assert again[-1] == first[-1]
+    assert [file.stat().st_mtime_ns for file in weights] == trained
