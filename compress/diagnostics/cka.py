@@ -19,6 +19,7 @@ from iekd.deploy.results import Interval
 from iekd.deploy.statistics import CONFIDENCE
 
 FEWEST_IMAGES = 8
+_ROUNDING = 1e-12
 
 
 class Likeness(NamedTuple):
@@ -66,9 +67,7 @@ def likeness(
         if is_constant(reference) or is_constant(features):
             found[name] = None
             continue
-        kernel = gram(features)
-        shared = hsic(own, kernel, weights)
-        ratio = (shared / (own_norm * hsic(kernel, kernel, weights)).clamp(min=0).sqrt()).numpy()
+        ratio = _cka(own, own_norm, gram(features), weights).numpy()
         found[name] = Likeness(float(ratio[0]), ratio[1:])
     return found
 
@@ -96,8 +95,10 @@ def random_differences(
     generator = torch.Generator().manual_seed(seed)
     one = torch.ones(len(maps), 1, dtype=torch.float64)
 
+    own_norm = hsic(own, own, one)
+
     def cka(kernel: Tensor) -> float:
-        return float(hsic(own, kernel, one) / (hsic(own, own, one) * hsic(kernel, kernel, one)).clamp(min=0).sqrt())
+        return float(_cka(own, own_norm, kernel, one))
 
     found = []
     for _ in range(splits):
@@ -111,6 +112,16 @@ def random_differences(
 def is_constant(features: Tensor) -> bool:
     """Are the features (N, ...) the same for every image?"""
     return bool((features == features[:1]).all())
+
+
+def _cka(own: Tensor, own_norm: Tensor, kernel: Tensor, weights: Tensor) -> Tensor:
+    """CKA of two Gram matrices (N, N) for each redrawing in ``weights`` (N, draws); ``own_norm`` is HSIC of the first.
+
+    0 where nothing but rounding is left of one side's own HSIC: it says the same of all images but one.
+    """
+    norms = own_norm * hsic(kernel, kernel, weights)
+    least = _ROUNDING * own.square().mean() * kernel.square().mean()
+    return torch.where(norms > least, hsic(own, kernel, weights) / norms.clamp(min=least).sqrt(), 0)
 
 
 def _interval(value: float, draws: NDArray[np.float64]) -> Interval:

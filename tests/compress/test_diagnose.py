@@ -154,6 +154,22 @@ def test_random_splits_are_what_a_planted_split_stands_out_from() -> None:
     assert random_differences(teacher, maps, 3, splits=1)[0] == pytest.approx(expected, abs=1e-4)
 
 
+def test_features_that_tell_one_image_from_the_rest_are_not_alike_and_a_number_says_so() -> None:
+    """As of channels that the exploration has all but silenced: what is no number could not be read back."""
+    a, b = _random(40, 6), torch.zeros(40, 3)
+    b[7] = 1.0
+    found = likeness(a, {"a": a, "b": b}, draws=50)
+    whole, lone = found["a"], found["b"]
+    assert whole is not None
+    assert lone is not None
+    assert lone.value == 0
+    assert lone.interval().low <= 0 <= lone.interval().high
+    assert whole.less(lone).low > 0.8
+    assert np.isfinite(lone.draws).all()
+    maps = torch.cat([a[:, :2], b], 1)[:, :, None, None]
+    assert np.isfinite(random_differences(a, maps, 2, splits=20)).all()
+
+
 def test_features_that_say_nothing_have_no_cka() -> None:
     assert likeness(_random(10, 4), {"still": torch.full((10, 3), 0.1)}, draws=2) == {"still": None}
     assert likeness(torch.ones(10, 3), {"b": _random(10, 4)}, draws=2) == {"b": None}
