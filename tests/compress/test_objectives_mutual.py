@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,15 @@ import torch
 import torch.nn.functional as F
 from objective_samples import Says, numeric_gradient, randn
 from objective_table import MUTUAL
+from small import settings
 from torch import Tensor
 
+from iekd.compress import together
+from iekd.compress.config import make_config
 from iekd.compress.objectives import OBJECTIVES, ObjectiveSettings, build_mutual
 from iekd.compress.objectives.mutual import DeepMutual, MutualWeights, Switchable, teacher_waits
+from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
 from iekd.compress.together import networks_apart
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
@@ -156,6 +162,22 @@ def test_each_network_is_clipped_with_its_heads_and_nothing_twice(name: str) -> 
         }
         assert {names[parameter] for parameter in group} == own
     assert bool(groups[1] and groups[3]) == (name == "ie-dml")
+
+
+def test_a_run_clips_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def fit(task: DeepMutual, *_: object, apart: list[list[Tensor]], **__: object) -> None:
+        seen.extend(len(group) for group in apart)
+        assert sum(seen) == len(list(task.parameters()))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(together, "fit", fit)
+    names = {"teacher": "tiny_networks:teacher", "student": "tiny_networks:student", "tap": "4"}
+    config = make_config(settings(**names, objective="ie-dml", out=str(tmp_path / "run")))
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(config, config.teacher, config.student, config.data, Observer(), until="distill")
+    assert len(seen) == 4
 
 
 def test_exploration_of_both_is_bounded() -> None:
