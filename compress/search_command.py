@@ -110,15 +110,15 @@ def _print(out: Console, found: Any) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 3, 0, 0))
-    for title in ("student", "pruned", "input", "precision", "kept", "median", "file"):
-        table.add_column(title, overflow="fold", no_wrap=title != "file")
-    for point in found.front:
+    for title in ("", "student", "pruned", "input", "precision", "kept", "median"):
+        table.add_column(title, no_wrap=True)
+    for number, point in enumerate(found.front, 1):
         cells = (f"{100 * point.prune:.4g}%", str(point.size), point.precision, f"{point.retained:.1%}")
-        table.add_row(
-            escape(point.student), *cells, f"{point.latency.value:.3g} ms", escape(f"{point.run}/{point.file}")
-        )
+        table.add_row(str(number), escape(point.student), *cells, f"{point.latency.value:.3g} ms")
     if found.front:
         out.print("Files that no other beats in both accuracy and latency:")
         out.print(table)
+    for number, point in enumerate(found.front, 1):  # too long for a column
+        out.print(f"{number}  {escape(f'{point.run}/{point.file}')}", highlight=False, soft_wrap=True)
     mark = "[bold green]FOUND[/]" if found.kept else "[bold red]MISSED[/]"
     out.print(f"{mark}  {escape(found.sentence)}", highlight=False, soft_wrap=True)
