@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -59,3 +60,22 @@ def sample_bundle(folder: Path, models: Mapping[str, Path] | None = None, **sett
     return write_bundle(
         folder / "student.bundle.zip", models or sample_models(folder), images, labels, **{"host": host, **settings}
     )
+
+
+def stop_before_latency(run: Any, arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Start ``run.py`` and stop it between accuracy and latency; what is returned grows with each model's accuracy."""
+    counted: list[int] = []
+    genuine = run.answers
+
+    def counting(*given: Any) -> Any:
+        counted.append(1)
+        return genuine(*given)
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "answers", counting)
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "measure_latency", stop)
+        assert run.main(arguments, folder) == 130
+    return counted

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,35 +163,28 @@ def small_network() -> Supervised:
     return Supervised(first.append(torch.nn.Linear(4 * 6 * 6, 10)))
 
 
+def side_by_side(lane: Lane, **more: Any) -> None:
+    train_side_by_side([lane], resident(), None, 6, contextlib.nullcontext, **more)
+
+
 def test_lanes_that_were_cut_go_on_from_the_last_epoch_they_kept(tmp_path: Path) -> None:
     whole, cut, rest = small_network(), small_network(), small_network()
-    train_side_by_side([lane_of(whole, 4)], resident(), None, 6, contextlib.nullcontext)
+    side_by_side(lane_of(whole, 4))
 
     def stop(epoch: int, losses: dict[str, float]) -> None:
         if epoch == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_side_by_side(
-            [lane_of(cut, 4)], resident(), None, 6, contextlib.nullcontext, told=stop, kept=tmp_path, keep_every=0
-        )
+        side_by_side(lane_of(cut, 4), told=stop, kept=tmp_path, keep_every=0)
     epochs: list[int] = []
-    train_side_by_side(
-        [lane_of(rest, 4)],
-        resident(),
-        None,
-        6,
-        contextlib.nullcontext,
-        told=lambda epoch, _: epochs.append(epoch),
-        kept=tmp_path,
-    )
+    side_by_side(lane_of(rest, 4), told=lambda epoch, _: epochs.append(epoch), kept=tmp_path)
     assert epochs == [2, 3]
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name]), name
+    other = lane_of(small_network(), 4, lr=0.2)
     with pytest.raises(RuntimeError, match=r"lane.safetensors: this lane has other settings now"):
-        train_side_by_side(
-            [lane_of(small_network(), 4, lr=0.2)], resident(), None, 6, contextlib.nullcontext, kept=tmp_path
-        )
+        side_by_side(other, kept=tmp_path)
     forget(tmp_path, "lane")
     assert not list(tmp_path.rglob("*.safetensors"))
 

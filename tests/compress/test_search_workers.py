@@ -75,20 +75,25 @@ def test_a_worker_that_runs_out_waits_for_the_others(tmp_path: Path, way: str) -
     assert other.exitcode == 0
 
 
-@pytest.mark.parametrize("way", ["explore", "complete"])
-def test_who_asked_first_keeps_the_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
-    """Another worker asks for the same candidate between this one's look at what is taken and its own asking."""
-    rival = open_study(tmp_path)
+def overtaken(folder: Path, monkeypatch: pytest.MonkeyPatch, own: Candidate) -> Any:
+    """A study whose worker looks at what is taken, and before it asks for ``own`` another one has asked for FIRST."""
+    rival = open_study(folder)
     held: list[Any] = []
-    study = open_study(tmp_path, lambda _: rival._finish(held.pop(), "COMPLETE", (0.5, 1.0), result='{"points": []}'))
+    study = open_study(folder, lambda _: rival._finish(held.pop(), "COMPLETE", (0.5, 1.0), result='{"points": []}'))
     ask = study._ask
 
     def late(wanted: Candidate | None = None) -> Any:
         if not rival.taken():
             held.append(rival._ask(FIRST)[0])
-        return ask(wanted or FIRST)
+        return ask(wanted or own)
 
     monkeypatch.setattr(study, "_ask", late)
+    return study
+
+
+@pytest.mark.parametrize("way", ["explore", "complete"])
+def test_who_asked_first_keeps_the_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    study = overtaken(tmp_path, monkeypatch, FIRST)
     trained: list[Candidate] = []
 
     def work(candidate: Candidate) -> Any:
@@ -104,17 +109,7 @@ def test_who_asked_first_keeps_the_candidate(tmp_path: Path, monkeypatch: pytest
 
 
 def test_workers_together_keep_to_the_number_of_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rival = open_study(tmp_path)
-    held: list[Any] = []
-    study = open_study(tmp_path, lambda _: rival._finish(held.pop(), "COMPLETE", (0.5, 1.0), result='{"points": []}'))
-    ask = study._ask
-
-    def late(wanted: Candidate | None = None) -> Any:
-        if not rival.taken():
-            held.append(rival._ask(FIRST)[0])
-        return ask(wanted or LAST)
-
-    monkeypatch.setattr(study, "_ask", late)
+    study = overtaken(tmp_path, monkeypatch, LAST)
     study.explore(SPACE.candidates(), 1, lambda _: DONE)
     assert study.taken() == {FIRST}
 

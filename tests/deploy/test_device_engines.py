@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_samples import sample_bundle, sample_images, sample_models
+from bundle_samples import sample_bundle, sample_images, sample_models, stop_before_latency
 
 from iekd.deploy.device import run
 from iekd.deploy.device.engine_settings import BuildSettings
@@ -179,19 +179,6 @@ def test_the_hint_for_too_little_memory_can_be_followed() -> None:
 def test_what_a_stopped_run_found_with_other_engines_is_not_kept(
     board: Board, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[int] = []
-    genuine = run.answers
-
-    def counting(*arguments: Any) -> Any:
-        counted.append(1)
-        return genuine(*arguments)
-
-    def stop(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "answers", counting)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "measure_latency", stop)
-        assert run.main(QUICK, folder) == 130
+    counted = stop_before_latency(run, QUICK, folder, monkeypatch)
     assert run.main([*QUICK, "--dla", "0"], folder) == 0
     assert len(counted) == 4

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_samples import sample_bundle, sample_images, sample_models
+from bundle_samples import sample_bundle, sample_images, sample_models, stop_before_latency
 
 from iekd.deploy.device import run, runtimes, sensors
 from iekd.deploy.device.errors import DeviceError
@@ -137,20 +137,7 @@ def test_without_onnxruntime_the_pip_command_is_told(
 def test_a_stopped_run_goes_on(tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between accuracy and latency: the accuracy is not measured again, a complete run is."""
     folder = unpacked(tmp_path, models)
-    counted: list[int] = []
-    genuine = run.answers
-
-    def counting(*arguments: Any) -> Any:
-        counted.append(1)
-        return genuine(*arguments)
-
-    def stop(*_: Any, **__: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "answers", counting)
-    with monkeypatch.context() as patch:
-        patch.setattr(run, "measure_latency", stop)
-        assert run.main(QUICK, folder) == 130
+    counted = stop_before_latency(run, QUICK, folder, monkeypatch)
     assert result_of(folder)["complete"] is False
     assert len(counted) == 2
     assert run.main(QUICK, folder) == 0
