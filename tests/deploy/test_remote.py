@@ -135,7 +135,7 @@ def test_the_command(
     assert f"\n{word}  " in found.stdout
     assert f"iekd-compress report RUN --add {here / 'result.json'}" in found.stdout
     result = json.loads((here / "result.json").read_text())
-    assert result["settings"] == {"seconds": 0.1, "images": 40, "threads": 1}
+    assert result["settings"] == {"seconds": 0.1, "images": 40, "threads": 1, "build": None}
     assert not any("energy" in note for note in result["notes"]), "--no-energy did not reach the board"
     assert any(Path(there).glob("*.bundle.zip"))
 
