@@ -29,6 +29,10 @@ TITLES = {
 }
 
 
+HIDDEN = ("lr", "clipped")
+"""Figures of an epoch that the report's curves show and the terminal does not."""
+
+
 class ConsoleObserver(Observer):
     """Progress bars by Rich.  Use as a context manager, so that the terminal is left as it was found."""
 
@@ -69,7 +73,7 @@ class ConsoleObserver(Observer):
     def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
         """Say how the epoch went, where no bar does."""
         if not self.console.is_terminal:
-            text = "  ".join(f"{key} {value:.4g}" for key, value in figures.items() if key != "lr")
+            text = "  ".join(f"{key} {value:.4g}" for key, value in figures.items() if key not in HIDDEN)
             self.console.print(f"  {name} epoch {epoch + 1}: {text}", highlight=False)
 
     def stage_finished(self, name: str, seconds: float, note: str, reused: bool) -> None:
