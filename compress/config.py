@@ -159,6 +159,12 @@ class RunConfig:
         return self.taps if self.teacher_tap is None else _stages("teacher_tap", self.teacher_tap)
 
 
+def setting_defaults() -> dict[str, Any]:
+    """What a run or a search had for a setting that is newer than it."""
+    fields = dataclasses.fields(RunConfig)
+    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+
+
 CHOICES = {
     "target": tuple(TARGETS),
     "precision": ("fp32", "fp16", "bf16", "int8", "fp8", "best"),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from iekd.compress.config import setting_defaults
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.workers import Watch, signs_of_life, this_worker
 from iekd.errors import EnvironmentMissingError, IekdError, InputError, RunFolderError
@@ -223,6 +224,7 @@ class Study:
         if kept is None:
             self._study.set_user_attr("identity", identity)
             return
+        kept = {**setting_defaults(), **kept}
         for key, value in json.loads(json.dumps(identity)).items():
             if kept.get(key) != value:
                 raise InputError(

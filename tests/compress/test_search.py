@@ -303,6 +303,13 @@ def test_workers_share_a_database(tmp_path: Path) -> None:
         Study("s", open_storage(url, tmp_path), SPACE, {"k": 2}, seed=0)
 
 
+def test_a_search_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -> None:
+    Study("s", open_storage(None, tmp_path), SPACE, {"objective": "kd"}, seed=0)
+    Study("s", open_storage(None, tmp_path), SPACE, {"objective": "kd", "task_weight": 1.0}, seed=0)
+    with pytest.raises(InputError, match="begun with another task_weight"):
+        Study("s", open_storage(None, tmp_path), SPACE, {"objective": "kd", "task_weight": 2.0}, seed=0)
+
+
 def test_what_is_not_worth_training_is_not_trained(tmp_path: Path) -> None:
     study = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
     worth = [Candidate("b", 0.5, 16)]
