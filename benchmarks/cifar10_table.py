@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from paired import render, result_line
 from resident import load_split
 from table_bench import RECIPES, Bench
-from table_cohort import run_side_by_side, waits_for_host
+from table_cohort import run_side_by_side, score_unfinished, waits_for_host
 from table_rows import Trained, likeness_of_kept, train_row
 from table_teacher import TeacherAnswers, load_teacher, train_teacher
 
@@ -149,6 +149,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", nargs="*", default=[], help="settings of the objective, as name=value")
     parser.add_argument("--lanes", type=int, default=0, help="rows trained side by side in one process, on a GPU")
     parser.add_argument("--likeness", action="store_true", help="only say how like the teacher kept students are")
+    parser.add_argument(
+        "--unfinished", action="store_true", help="only score students as lanes that were cut kept them"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side")
     parser.add_argument("--threads", type=int, default=0, help="of each job; 0: all")
     parser.add_argument("--precision", choices=("no", "bf16"), default="bf16")
@@ -182,7 +185,11 @@ def main() -> None:
             more = recipe.teacher_limit != recipe.train_limit
             own = load_split(given.data, given.out, recipe.teacher_limit, 10, accelerator.device)[0] if more else train
         work = add_likeness if given.likeness else run_lanes if given.lanes else run_rows
-        work(Bench(given, recipe, accelerator, train, val, own, given.out))
+        bench = Bench(given, recipe, accelerator, train, val, own, given.out)
+        if given.unfinished:
+            score_unfinished(bench)
+            return
+        work(bench)
     summarize(given.out, tuple(given.rows))
 
 

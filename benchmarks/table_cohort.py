@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from cohort import forget, train_side_by_side
+from cohort import LANE_FILE, forget, train_side_by_side
 from lane import Lane, Seen
+from safetensors.torch import load_file
 from table_bench import Bench
 from table_rows import Pupil, Trained, parse_row, pulls, pupil, settle
 from table_teacher import keep_teacher, load_teacher, save_half, teacher_is_kept, train_teacher
@@ -23,6 +24,9 @@ from iekd.models.taps import Features, Tapped
 
 Keep = Callable[[str, int, Trained, float], None]
 """Writes what became of a row and seed after so many seconds."""
+
+STUDENTS = ("task.student.network.", "task.network.")
+"""Where a lane's state has the student: under the teacher, or alone."""
 
 
 class Entrant(NamedTuple):
@@ -60,6 +64,23 @@ def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> N
                 save_half(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
             keep(row, seed, Trained(entrant.student, facts), seconds)
             forget(bench.folder / "checkpoints", entrant.lane.name)
+
+
+def score_unfinished(bench: Bench) -> dict[str, tuple[float, float]]:
+    """Epochs done and top-1, per cent, of every student alone or under the teacher as its unfinished lane kept it."""
+    found = {}
+    for file in sorted((bench.folder / "checkpoints").glob(f"*/{LANE_FILE}")):
+        tensors = load_file(file)
+        place = next((place for place in STUDENTS if any(name.startswith(place) for name in tensors)), None)
+        if place is None or file.parent.name == "teacher":
+            continue
+        network = bench.tapped(bench.arguments.student, 0, "student").network
+        own = {name.removeprefix(place): value for name, value in tensors.items() if name.startswith(place)}
+        network.load_state_dict(own)
+        epochs = int(tensors["step"]) / (len(bench.train) // bench.recipe.batch)
+        found[file.parent.name] = epochs, bench.top1(network)
+        print(f"{file.parent.name} after {epochs:g} epochs: {found[file.parent.name][1]:.2f} %", flush=True)
+    return found
 
 
 def needs_teacher(bench: Bench, row: str) -> bool:

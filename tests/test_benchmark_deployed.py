@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="needs the extra `search`")
 TESTS = Path(__file__).parent
 BENCHMARKS = TESTS.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -26,6 +28,8 @@ from cohort import forget, train_side_by_side  # noqa: E402
 from lane import Lane  # noqa: E402
 from paired import difference, render, result_line  # noqa: E402
 from resident import PAD, Resident  # noqa: E402
+from table_bench import RECIPES, Bench  # noqa: E402
+from table_cohort import score_unfinished  # noqa: E402
 
 
 def table(out: Path, *rows: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -187,6 +191,23 @@ def test_lanes_that_were_cut_go_on_from_the_last_epoch_they_kept(tmp_path: Path)
         side_by_side(other, kept=tmp_path)
     forget(tmp_path, "lane")
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_students_of_lanes_that_were_cut_are_scored(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(student="cifar_resnet20", compile=False)
+    data, accelerator = resident(), Accelerator(cpu=True)
+    bench = Bench(arguments, dataclasses.replace(RECIPES["smoke"], batch=10), accelerator, data, data, data, tmp_path)
+    network = bench.tapped("cifar_resnet20", 3, "student").network
+    lanes = [lane_of(Supervised(network), 4)]
+
+    def stop(epoch: int, losses: dict[str, float]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(
+            lanes, data, None, 10, contextlib.nullcontext, told=stop, kept=tmp_path / "checkpoints", keep_every=0
+        )
+    assert score_unfinished(bench) == {"lane": (1, bench.top1(network))}
 
 
 def resident() -> Resident:

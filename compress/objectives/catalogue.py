@@ -190,8 +190,8 @@ def is_mutual(name: str) -> bool:
 
 def reads_maps(name: str) -> bool:
     """Does this objective, a valid one, look at the networks' maps, and not at their logits alone?"""
-    parts = name.lower().split("+")
-    return any(OBJECTIVES[part].kind in ("transfer", "lift") or part == "ie-dml" for part in parts)
+    terms = [OBJECTIVES[part] for part in name.lower().split("+")]
+    return any(term.kind == "transfer" or "inherit_weight" in term.defaults for term in terms)
 
 
 def is_labels_alone(name: str) -> bool:

@@ -77,7 +77,7 @@ def test_a_run_by_flags_resumes_and_judges(tmp_path: Path) -> None:
 
 def test_a_miss_names_the_search_for_another_student(finished_run: Path, tmp_path: Path) -> None:
     """The command as it stands parses, and asks for the limits that were missed."""
-    pytest.importorskip("optuna")
+    pytest.importorskip("optuna", reason="needs the extra `search`")
     shutil.copytree(finished_run, tmp_path / "run")
     given = arguments(out="run", max_latency="1us", min_retained=0.02)
     missed = command(*given, cwd=tmp_path)

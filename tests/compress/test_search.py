@@ -27,7 +27,7 @@ from iekd.compress.searching.study import Study, open_storage
 from iekd.deploy.results import Interval
 from iekd.errors import InputError
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="needs the extra `search`")
 OWN = SearchSettings(prunes="0", sizes="16", trials=2, short_epochs=1, winners=1)
 SPACE = Space(("a", "b"), (0.0, 0.5), (16,))
 

@@ -20,7 +20,7 @@ from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.study import Study, open_storage
 from iekd.compress.searching.workers import Watch, this_worker
 
-pytest.importorskip("optuna")
+pytest.importorskip("optuna", reason="needs the extra `search`")
 SPACE = Space(("a", "b"), (0.0, 0.5), (16,))
 FIRST, *_, LAST = SPACE.candidates()
 DONE: Any = ({"points": []}, (0.5, 1.0))
