@@ -1,8 +1,10 @@
-"""Does inheriting and exploring lift feature distillation?  Every method on CIFAR-10, one table.
+r"""Does inheriting and exploring lift feature distillation?  Every method on CIFAR-10, one table.
 
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table                 # the paper's 160 epochs
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe medium --lanes 40  # minutes
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe short  # for a CPU
+    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/second --teacher resnet50 \
+        --student mobilenetv2_100 --size 64                                                   # the second pair
 
 Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
 one teacher, and its default weights, unless its row says otherwise: ``ie-ft@explore_form=cka`` is ``ie-ft`` with
@@ -141,6 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of results; the same one resumes")
     parser.add_argument("--teacher", default="cifar_resnet56")
     parser.add_argument("--student", default="cifar_resnet20")
+    parser.add_argument("--size", type=int, help="enlarge the images to that height and width (default: as they are)")
     parser.add_argument("--recipe", choices=RECIPES, default="paper")
     parser.add_argument("--epochs", type=int, help="of every row, instead of the recipe's")
     parser.add_argument("--teacher-epochs", type=int, help="instead of the recipe's")
@@ -181,9 +184,11 @@ def main() -> None:
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=given.precision)
         with FileLock(given.out / "data.lock"):
             limits = (recipe.train_limit, recipe.val_limit)
-            train, val = load_split(given.data, given.out, *limits, accelerator.device)
+            train, val = load_split(given.data, given.out, *limits, accelerator.device, given.size)
             more = recipe.teacher_limit != recipe.train_limit
-            own = load_split(given.data, given.out, recipe.teacher_limit, 10, accelerator.device)[0] if more else train
+            own = train
+            if more:
+                own, _ = load_split(given.data, given.out, recipe.teacher_limit, 10, accelerator.device, given.size)
         work = add_likeness if given.likeness else run_lanes if given.lanes else run_rows
         bench = Bench(given, recipe, accelerator, train, val, own, given.out)
         if given.unfinished:

@@ -30,16 +30,18 @@ class Resident:
     targets: Tensor
     mean: Tensor
     std: Tensor
+    shown: int | None = None
+    """Height and width that views are enlarged to; as they are when None."""
     _drawn: tuple[int, Tensor] | None = field(default=None, repr=False)
     """The last view that was asked for, and its draws: a training asks for one after the other."""
 
     @classmethod
-    def load(cls, images: Any, targets: Any, device: torch.device) -> Resident:
+    def load(cls, images: Any, targets: Any, device: torch.device, shown: int | None = None) -> Resident:
         """From uint8 images (N, H, W, 3) and classes (N,)."""
         maps = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
         padded = torch.nn.functional.pad(maps, (PAD, PAD, PAD, PAD)).to(device)
         mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (CIFAR_MEAN, CIFAR_STD))
-        return cls(padded, torch.from_numpy(targets).to(device), mean, std)
+        return cls(padded, torch.from_numpy(targets).to(device), mean, std, shown)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -47,6 +49,11 @@ class Resident:
     @property
     def size(self) -> int:
         """Height and width of a view."""
+        return self.shown or self.stored
+
+    @property
+    def stored(self) -> int:
+        """Height and width of the images themselves, without their padding."""
         return self.images.shape[-1] - 2 * PAD
 
     def view(self, indices: Tensor, view: int | None) -> Tensor:
@@ -60,13 +67,14 @@ class Resident:
                 self._drawn = view, self._draw(view).to(device)
             drawn = self._drawn[1][:, indices]
             offsets, mirrored = drawn[:2], drawn[2] > PAD
-        steps = torch.arange(self.size, device=device)
+        steps = torch.arange(self.stored, device=device)
         rows = offsets[0][:, None] + steps
-        columns = offsets[1][:, None] + torch.where(mirrored[:, None], self.size - 1 - steps, steps)
+        columns = offsets[1][:, None] + torch.where(mirrored[:, None], self.stored - 1 - steps, steps)
         crop = self.images[indices[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        return ((crop.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std).contiguous(
-            memory_format=torch.channels_last
-        )
+        maps = (crop.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+        if self.size != self.stored:
+            maps = torch.nn.functional.interpolate(maps, size=self.size, mode="bilinear", antialias=True)
+        return maps.contiguous(memory_format=torch.channels_last)
 
     def _draw(self, view: int) -> Tensor:
         """Offsets 0..8 of rows and columns, and a mirror above 4 of 0..9: (3, N)."""
@@ -106,7 +114,12 @@ CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def load_split(
-    name: str, cache: Path, limit: int | None, val_limit: int | None, device: torch.device
+    name: str,
+    cache: Path,
+    limit: int | None,
+    val_limit: int | None,
+    device: torch.device,
+    shown: int | None = None,
 ) -> tuple[Resident, Resident]:
     """Training and validation images of a data set as ``--data`` names it, decoded once into ``cache``."""
     file = cache / f"images-{limit or 'all'}-{val_limit or 'all'}.npz"
@@ -123,6 +136,6 @@ def load_split(
     with np.load(file) as arrays_on_disk:
         loaded = {key: arrays_on_disk[key] for key in arrays_on_disk.files}
     return (
-        Resident.load(loaded["train"], loaded["train_targets"], device),
-        Resident.load(loaded["val"], loaded["val_targets"], device),
+        Resident.load(loaded["train"], loaded["train_targets"], device, shown),
+        Resident.load(loaded["val"], loaded["val_targets"], device, shown),
     )

@@ -225,6 +225,19 @@ def test_a_view_is_a_crop_and_the_same_for_whatever_batch_asks() -> None:
     assert torch.allclose(plain, expected)
 
 
+def test_an_enlarged_view_is_the_same_crop() -> None:
+    """Bilinear to twice the size, then averaged back: each pixel with an eighth of either neighbour."""
+    small = resident()
+    large, indices = dataclasses.replace(small, shown=16), torch.arange(4)
+    found = torch.nn.functional.avg_pool2d(large.view(indices, 3), 2)
+    kernel = torch.tensor([0.125, 0.75, 0.125])
+    kernel = torch.outer(kernel, kernel).expand(3, 1, 3, 3)
+    expected = torch.nn.functional.conv2d(small.view(indices, 3), kernel, groups=3)
+    torch.testing.assert_close(found[..., 1:-1, 1:-1], expected)
+    assert large.size == 16
+    assert small.size == 8
+
+
 def test_an_epoch_shows_each_image_once_in_an_order_of_its_own() -> None:
     data = resident()
     order = torch.cat([indices for indices, _, _ in data.epoch(0, 5, 1, None)])
