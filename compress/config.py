@@ -77,7 +77,12 @@ class RunConfig:
     device: Annotated[str, Option("auto, cpu or cuda: where training runs.", _TRAINING)] = "auto"
     seed: Annotated[int, Ge(0), Option("Everything random follows from it.", _TRAINING)] = 0
 
-    prune: Annotated[float, Ge(0), Lt(1), Option("Share of the student's MACs to remove; 0: none.", _COMPRESS)] = 0.0
+    prune: Annotated[
+        float, Ge(0), Lt(1), Option("Share of the student to remove, as --prune-goal counts; 0: none.", _COMPRESS)
+    ] = 0.0
+    prune_goal: Annotated[
+        str, Option("What --prune is a share of: macs, channels, or latency as measured here.", _COMPRESS)
+    ] = "macs"
     prune_steps: Annotated[Count, Option("Prunings, each recovered under the teacher.", _COMPRESS)] = 2
     prune_epochs: Annotated[int | None, Ge(1), Option("Epochs of each recovery.", _COMPRESS)] = None
     prune_criterion: Annotated[str, Option("group-norm, magnitude, bn-scale or taylor.", _COMPRESS)] = "group-norm"
@@ -145,7 +150,7 @@ class RunConfig:
 
     @property
     def prune_share(self) -> float:
-        """Share of what is left of the MACs that each of ``prune_steps`` removes."""
+        """Share of what is left that each of ``prune_steps`` removes."""
         return 1 - float((1 - self.prune) ** (1 / self.prune_steps))
 
     @property
@@ -168,6 +173,7 @@ def setting_defaults() -> dict[str, Any]:
 CHOICES = {
     "target": tuple(TARGETS),
     "precision": ("fp32", "fp16", "bf16", "int8", "fp8", "best"),
+    "prune_goal": ("macs", "channels", "latency"),
     "prune_criterion": ("group-norm", "magnitude", "bn-scale", "taylor"),
     "prune_scope": ("uniform", "global"),
     "qat": ("auto", "always", "never"),

@@ -10,7 +10,8 @@ from torch import nn
 from iekd.compress.distill import Schedule, distill_network, later_config
 from iekd.compress.job import Job
 from iekd.compress.plan import Plan
-from iekd.compress.prune import Macs, prune
+from iekd.compress.prune import prune
+from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.targets import TARGETS
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 
@@ -36,10 +37,11 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module, given: str | nn.Modu
     accuracies: list[float] = []
     curves: dict[str, list[float | None]] = {}
     for step in range(config.prune_steps):
+        network, size = artefact.network.cpu(), job.preprocessing.size
         cut = prune(
-            artefact.network.cpu(),
-            image_size=job.preprocessing.size,
-            goal=Macs(config.prune_share),
+            network,
+            image_size=size,
+            goal=goal_of_share(config, config.prune_share, network, size, len(job.data.classes)),
             criterion=config.prune_criterion,
             scope=config.prune_scope,
             round_to=TARGETS[config.target].round_to,

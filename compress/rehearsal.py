@@ -15,7 +15,8 @@ from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
 from iekd.compress.plan import Plan
-from iekd.compress.prune import Macs, prune
+from iekd.compress.prune import prune
+from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantizers.simulated import Simulated
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import grids_to_train, require_quantizers
@@ -53,11 +54,11 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
         build_mutual(config.objective, pair, image_size=size, settings=settings, transfer=transfer)
     later = later_config(config)
     tapped: Teacher = tap_teacher(networks[0], taps_of(later).teacher, size)
-    for network in (networks[1], *_prunings(config, networks[1], size)):
+    for network in (networks[1], *_prunings(config, networks[1], size, classes)):
         make_objective(later, tapped, Tapped(network, taps_of(later).student, size), size, classes)
 
 
-def _prunings(config: RunConfig, student: nn.Module, size: int) -> list[nn.Module]:
+def _prunings(config: RunConfig, student: nn.Module, size: int, classes: int) -> list[nn.Module]:
     """What each step of the pruning would leave of the student; nothing where there is none."""
     if not config.prune:
         return []
@@ -70,7 +71,7 @@ def _prunings(config: RunConfig, student: nn.Module, size: int) -> list[nn.Modul
             network = prune(
                 network,
                 image_size=size,
-                goal=Macs(config.prune_share),
+                goal=goal_of_share(config, config.prune_share, network, size, classes),
                 criterion=criterion,
                 scope=config.prune_scope,
                 round_to=TARGETS[config.target].round_to,

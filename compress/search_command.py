@@ -20,7 +20,9 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 _PANEL = "Search"
 Prunes = Annotated[
     str | None,
-    typer.Option(help="Shares of MACs to remove, such as 0,0.5. [dim]\\[0,0.3,0.5,0.7][/]", rich_help_panel=_PANEL),
+    typer.Option(
+        help="Shares to prune (--prune-goal: of what), such as 0,0.5. [dim]\\[0,0.3,0.5,0.7][/]", rich_help_panel=_PANEL
+    ),
 ]
 Sizes = Annotated[str | None, typer.Option(help="Input sizes, such as 64,96.", rich_help_panel=_PANEL)]
 Trials = Annotated[int, typer.Option(help="Networks that get a short recovery.", rich_help_panel=_PANEL)]

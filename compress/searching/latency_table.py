@@ -21,7 +21,8 @@ from torch import nn
 from iekd.compress.config import RunConfig
 from iekd.compress.data import default_cache_dir
 from iekd.compress.measure import open_session, threads
-from iekd.compress.prune import Macs, prune
+from iekd.compress.prune import prune
+from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.searching.space import Candidate, identity_of
 from iekd.compress.targets import TARGETS
@@ -77,6 +78,8 @@ class LatencyTable:
     def _key(self, candidate: Candidate) -> str:
         config = self.config
         how = f"prune={candidate.prune:g}/{config.prune_scope}/{TARGETS[config.target].round_to}"
+        if candidate.prune and config.prune_goal != "macs":
+            how += f"/{config.prune_goal}"
         precisions = "+".join(self._precisions())
         own = identity_of(candidate.student)
         return f"{candidate.student} {own} {how} size={candidate.size} classes={self.classes} {precisions}"
@@ -105,7 +108,7 @@ class LatencyTable:
             cut = prune(
                 network,
                 image_size=candidate.size,
-                goal=Macs(candidate.prune),
+                goal=goal_of_share(self.config, candidate.prune, network, candidate.size, self.classes),
                 scope=self.config.prune_scope,
                 round_to=TARGETS[self.config.target].round_to,
             )

@@ -25,7 +25,7 @@ class SearchSettings:
     """What a search has beside the settings of its runs."""
 
     prunes: str | None = None
-    """Shares of MACs to remove, joined by commas.  None: 0, 0.3, 0.5, 0.7."""
+    """Shares to remove, joined by commas.  None: 0, 0.3, 0.5, 0.7."""
     sizes: str | None = None
     """Input sizes, pixels, joined by commas.  None: the one that suits teacher and data."""
     trials: int = 12

@@ -24,7 +24,7 @@ class Candidate:
 
     Attributes:
         student: as the user could have named it.
-        prune: share of its MACs to remove.
+        prune: share of it to remove, as ``--prune-goal`` counts.
         size: height and width of the input, pixels.
     """
 
@@ -40,13 +40,13 @@ class Candidate:
 
     @property
     def percent(self) -> str:
-        """Of its MACs to remove, to the last digit given: two shares must not read, or be kept, as one."""
+        """How much of it is to go, to the last digit given: two shares must not read, or be kept, as one."""
         return f"{(100 * Decimal(str(self.prune))).normalize():f}"
 
     @property
     def title(self) -> str:
         """In sentences."""
-        pruned = f", {self.percent}% of its MACs pruned" if self.prune else ""
+        pruned = f", {self.percent}% pruned" if self.prune else ""
         return f"{self.student}{pruned}, {self.size} pixels"
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def parse_students(text: str | None) -> tuple[str, ...]:
 
 
 def parse_shares(text: str) -> tuple[float, ...]:
-    """``0,0.3,0.5`` as shares of MACs to remove.
+    """``0,0.3,0.5`` as shares to remove.
 
     Raises:
         InputError: not numbers in [0, 1).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import tiny_networks
 import torch
 from safetensors.torch import load_file
 from small import settings
+from torch import nn
 
 import iekd
 from iekd.compress.config import make_config
@@ -23,6 +25,8 @@ from iekd.compress.diagnostics.finished_run import open_run
 from iekd.compress.make_report import kept_for_report
 from iekd.compress.observer import Observer
 from iekd.compress.plan import make_plan
+from iekd.compress.prune import Macs, Ratio
+from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.targets import TARGETS
 from iekd.deploy.report import read_report
@@ -128,6 +132,32 @@ def test_networks_that_learned_together_prune_under_the_finished_teacher(tmp_pat
     assert report.student.macs == after <= 0.5 * before
 
 
+def test_a_share_of_the_latency_is_pruned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By a clock that counts computation, so that it cannot be restless; prune's own tests measure."""
+    asked: list[dict[str, Any]] = []
+
+    def clock(**how: Any) -> Callable[[nn.Module], float]:
+        asked.append(how)
+        return lambda network: count_macs(network, how["image_size"]) / 1e6
+
+    monkeypatch.setattr("iekd.compress.pruning.share.onnx_latency", clock)
+    given = settings(**SMALL, student="tiny_networks:prunable", prune_goal="latency", threads=1)
+    report = iekd.run(**given, out=str(tmp_path / "run"))
+    (history,) = load_artefact(tmp_path / "run" / "pruned").facts["pruning"]
+    before, after = (count_macs(load_artefact(tmp_path / "run" / name).network, 32) for name in ("student", "pruned"))
+    assert history["goal"] == {"milliseconds": pytest.approx(before / 2e6)}
+    assert report.student.macs == after <= 0.5 * before
+    assert len(asked) == 2  # rehearsed before training, then done
+    assert all((how["backend"], how["threads"], how["classes"]) == ("onnxruntime", 1, 10) for how in asked)
+
+
+def test_a_share_is_of_what_the_goal_counts() -> None:
+    network = tiny_networks.prunable(10)
+    for goal, expected in (("macs", Macs(0.3)), ("channels", Ratio(0.3))):
+        config = make_config(settings(prune_goal=goal))
+        assert goal_of_share(config, 0.3, network, 32, 10) == expected
+
+
 def test_a_network_of_ones_own_is_pruned_and_stays_as_wide_as_it_was(tmp_path: Path) -> None:
     student = tiny_networks.prunable(10)
     given = {**settings(**SMALL, precision="int8", qat="never"), "student": student, "out": str(tmp_path / "run")}
@@ -207,6 +237,18 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     [
         ({"prune": 1.0}, InputError, "--prune"),
         ({"prune": -0.1}, InputError, "--prune"),
+        ({"prune": 0.5, "prune_goal": "energy"}, InputError, "--prune-goal"),
+        (
+            {
+                "student": "tiny_networks:prunable",
+                "tap": "4",
+                "prune": 0.5,
+                "prune_goal": "latency",
+                "target": "jetson-orin",
+            },
+            InputError,
+            "measured on the board",
+        ),
         ({"target": "jetson-orin", "precision": "fp8"}, InputError, "precision of jetson-orin 'fp8'"),
         ({"target": "cpu", "precision": "fp16"}, InputError, "precision of cpu 'fp16'"),
         ({"precision": "int4"}, InputError, "unknown --precision 'int4'"),

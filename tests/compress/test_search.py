@@ -219,7 +219,7 @@ def test_pruned_quantised_and_resized_candidates_are_files_too(tmp_path: Path) -
 def test_shares_that_round_to_the_same_have_folders_of_their_own() -> None:
     names = [Candidate("a", share, 16).name for share in (0.0, 0.07, 0.3, 0.301, 0.304, 0.3000001)]
     assert names == ["a-p00-16px", "a-p07-16px", "a-p30-16px", "a-p30.1-16px", "a-p30.4-16px", "a-p30.00001-16px"]
-    assert Candidate("a", 0.301, 16).title == "a, 30.1% of its MACs pruned, 16 pixels"
+    assert Candidate("a", 0.301, 16).title == "a, 30.1% pruned, 16 pixels"
 
 
 def test_latencies_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
