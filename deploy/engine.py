@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iekd.deploy.device.engine import BuildSettings, build_engine, this_machine
-from iekd.deploy.device.engine_cache import Manifest, check_engine
+from iekd.deploy.device.engine_cache import Manifest, check_engine, onnx_sha256
 from iekd.deploy.device.engine_watch import Log, Progress
 from iekd.deploy.device.errors import DeviceError, DeviceInputError, DeviceMissingError, OutOfMemoryError
 from iekd.deploy.device.trt_version import version_numbers
@@ -24,6 +24,7 @@ __all__ = [
     "cache_folder",
     "check_precision",
     "domain_errors",
+    "source_of",
     "why_foreign",
 ]
 
@@ -89,6 +90,20 @@ def why_foreign(engine: Path) -> str:
         except DeviceInputError as error:
             return error.message
     return ""
+
+
+def source_of(engine: Path) -> Path:
+    """The ONNX file that an engine was built from, by its manifest.
+
+    Raises:
+        InputError: no manifest, or that file is missing or has changed.
+    """
+    with domain_errors():
+        manifest = Manifest.read(engine)
+    onnx = Path(manifest.onnx)
+    if not onnx.is_file() or onnx_sha256(onnx) != manifest.identity.onnx_sha256:
+        raise InputError(f"{onnx}, which {engine} was built from, is missing or has changed.", "Give the ONNX file.")
+    return onnx
 
 
 def cache_folder() -> Path:
