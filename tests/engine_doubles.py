@@ -25,7 +25,7 @@ from iekd.deploy.device.engine_watch import Watch
 from iekd.deploy.device.errors import DeviceError, DeviceInputError
 from iekd.deploy.precision import emulated
 
-LAYERS = {
+LAYERS: dict[str, Any] = {
     "Layers": [
         {"Name": "stem", "LayerType": "CaskConvolution", "Weights": {"Type": "Half", "Count": 8}},
         {"Name": "head", "LayerType": "gemm", "Weights": {"Type": "Float", "Count": 8}},
@@ -43,6 +43,7 @@ class Workshop:
         self.built: list[str] = []
         self.settings: list[BuildSettings] = []
         self.opened: list[Path] = []
+        self.layers: dict[str, Any] = LAYERS
 
     def builder(self, file: Path, settings: BuildSettings, timing: bytes, watch: Watch) -> Built:
         """As :data:`iekd.deploy.device.engine.Builder`."""
@@ -54,7 +55,7 @@ class Workshop:
             raise self.refuse[file.stem]
         self.built.append(file.stem)
         self.settings.append(settings)
-        return Built(file.read_bytes(), layers=json.dumps(LAYERS), timing_cache=b"timings")
+        return Built(file.read_bytes(), layers=json.dumps(self.layers), timing_cache=b"timings")
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Put this workshop in TensorRT's place."""
@@ -83,6 +84,7 @@ class Session:
             model = emulated(model)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC  # see ReferenceSession
         self._session: Any = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
