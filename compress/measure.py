@@ -19,6 +19,7 @@ from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.benchmark import LatencyRun, measure_latency
+from iekd.deploy.engine import check_precision
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.graph_checks import require_tensorrt_operators
@@ -181,8 +182,16 @@ def open_session(config: RunConfig, path: Path) -> Session:
 
 
 def require_backend(config: RunConfig) -> None:
-    """Raise EnvironmentMissingError unless the target's runtime can be used here."""
-    get_backend(TARGETS[config.target].backend).require()
+    """Refuse, before anything is trained, what cannot be measured here.
+
+    Raises:
+        EnvironmentMissingError: the target's runtime cannot be used.
+        InputError: a precision that was asked for by name, and in which this machine's GPU does not compute.
+    """
+    target = TARGETS[config.target]
+    get_backend(target.backend).require()
+    if target.runs_engines and config.precision in target.schemes:
+        check_precision(config.precision)
 
 
 def threads(config: RunConfig) -> int:

@@ -1,8 +1,8 @@
 """How NVIDIA's ``trtexec`` is asked, so that its versions and our session measure the same thing.
 
 Defaults differ: 10.x includes data transfers, waits blocking and launches kernel by kernel; 11.x does none of these.
-The flags below ask for 11's way in words that both take (``sampleOptions.cpp`` of v10.3.0; of 11.1, where the three are
-deprecated, accepted, and the default), and what trtexec prints of its options says whether it understood.
+The flags below ask for 11's way in words that both take (``sampleOptions.cpp`` of v10.3.0; of 11.1 and on, where three
+are deprecated, accepted, and the default), and what trtexec prints of its options says whether it understood.
 """
 
 from __future__ import annotations

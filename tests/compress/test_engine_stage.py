@@ -6,70 +6,31 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from engine_doubles import Workshop
-from small import settings
+from engine_runs import NAMES, Told, go_on
 
-import iekd
 from iekd.compress import pipeline
-from iekd.compress.observer import Observer
 from iekd.compress.targets import TARGETS
-from iekd.deploy.device.engine_cache import Manifest
+from iekd.deploy.device.engine_cache import Machine, Manifest
 from iekd.deploy.device.errors import BuildError, OutOfMemoryError
 from iekd.deploy.report import read_report
-from iekd.errors import EnvironmentMissingError
+from iekd.errors import EnvironmentMissingError, InputError
 from iekd.files import sha256_of
 
 pytest.importorskip("onnxconverter_common", reason="needs the extra `quantize`")
-
-PRECISIONS = ("fp16", "bf16", "int8")
-GIVEN = {
-    "teacher": "tiny_networks:teacher",
-    "student": "tiny_networks:student",
-    "tap": "4",
-    "epochs": 1,
-    "factor_epochs": 1,
-    "bench_seconds": 0.05,
-    "val_limit": 20,
-    "qat": "never",
-    "target": "tensorrt",
-}
-NAMES = {"teacher", "student", *(f"student-{name}" for name in PRECISIONS)}
-
-
-class Told(Observer):
-    def __init__(self) -> None:
-        self.steps: list[tuple[int, str]] = []
-        self.total: int | None = None
-        self.notes: list[str] = []
-        self.done: dict[str, bool] = {}
-
-    def stage_started(self, name: str, total: int | None) -> None:
-        if name == "engines":
-            self.total = total
-
-    def stage_advanced(self, name: str, done: int, detail: str) -> None:
-        if name == "engines":
-            self.steps.append((done, detail))
-
-    def stage_finished(self, name: str, seconds: float, note: str, reused: bool) -> None:
-        self.done[name] = reused
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Workshop, Told]:
     """A finished run in every precision but fp8, whose library is not among the tests' own."""
     with pytest.MonkeyPatch.context() as patch:
-        folder, shop, told = tmp_path_factory.mktemp("engines") / "run", Workshop(), Told()
+        folder, shop = tmp_path_factory.mktemp("engines") / "run", Workshop()
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("engine cache")))
         patch.delitem(TARGETS["tensorrt"].schemes, "fp8")  # type: ignore[arg-type]
         shop.install(patch)
-        iekd.run(**settings(**GIVEN, precision="best", max_drop=1.0, out=str(folder)), observer=told)
+        told = go_on(folder)
     return folder, shop, told
 
 
@@ -92,12 +53,6 @@ def copied(made: tuple[Path, Workshop, Told], tmp_path: Path, *, until: str | No
             del state["stages"][name]
         (folder / "run.json").write_text(json.dumps(state))
     return folder
-
-
-def go_on(folder: Path, **changes: Any) -> Told:
-    told = Told()
-    iekd.run(**settings(**{**GIVEN, "precision": "best", "max_drop": 1.0, **changes}, out=str(folder)), observer=told)
-    return told
 
 
 def test_every_file_that_is_measured_has_its_engine_in_the_run(made: tuple[Path, Workshop, Told]) -> None:
@@ -231,44 +186,77 @@ def test_a_run_begun_before_there_was_the_stage_goes_on_with_it(
     assert go_on(folder).done["benchmark"]
 
 
-@pytest.mark.parametrize(
-    ("refused", "asked"),
-    [
-        (OutOfMemoryError("the memory did not suffice.", "Give --workspace."), "best"),
-        (BuildError("TensorRT refuses the node conv (Conv)."), "int8"),
-    ],
-)
-def test_a_precision_that_is_refused_is_left_out_and_told(
-    shop: Workshop, tmp_path: Path, refused: Exception, asked: str
-) -> None:
-    shop.refuse = {"student-int8": refused}  # type: ignore[dict-item]
-    folder = tmp_path / "run"
-    told = go_on(folder, precision=asked)
+def left_out(folder: Path, told: Told, refused: Exception) -> None:
+    """Assert that int8 is not in the run, and that it says why."""
     report = read_report(folder / "report.json")
     assert "int8" not in {model.precision for model in (report.student, *report.variants)}
     assert any(note.startswith(f"student-int8 is left out: {refused}") for note in told.notes)
     assert any(note.startswith(f"Not measured and not shipped, student-int8: {refused}") for note in report.notes)
     assert not (folder / "engines" / "student-int8.engine").exists()
     assert "[W] looking at student-int8.onnx" in (folder / "engines" / "student-int8.log").read_text()
-    assert go_on(folder, precision=asked).done["engines"], "it is not tried at every start"
+
+
+def test_a_precision_that_is_refused_is_left_out_and_told(
+    made: tuple[Path, Workshop, Told], shop: Workshop, tmp_path: Path
+) -> None:
+    refused = OutOfMemoryError("the memory did not suffice.", "Give --workspace.")
+    shop.refuse = {"student-int8": refused}
+    folder = copied(made, tmp_path, until="engines")
+    left_out(folder, go_on(folder), refused)
+    assert set(shop.built) == NAMES - {"student-int8"}
+    assert go_on(folder).done["engines"], "it is not tried at every start"
+
+
+def test_so_is_one_that_was_asked_for_by_name(shop: Workshop, tmp_path: Path) -> None:
+    refused = BuildError("TensorRT refuses the node conv (Conv).")
+    shop.refuse = {"student-int8": refused}
+    left_out(tmp_path / "run", go_on(tmp_path / "run", precision="int8"), refused)
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
-def test_without_a_float32_engine_there_is_nothing_to_measure(shop: Workshop, tmp_path: Path, role: str) -> None:
+def test_without_a_float32_engine_there_is_nothing_to_measure(
+    made: tuple[Path, Workshop, Told], shop: Workshop, tmp_path: Path, role: str
+) -> None:
     shop.refuse = {role: OutOfMemoryError("the memory did not suffice.")}
-    folder = tmp_path / "run"
+    folder = copied(made, tmp_path, until="engines")
     with pytest.raises(EnvironmentMissingError, match="did not suffice"):
-        go_on(folder, precision="fp32")
-    assert f"[W] looking at {role}.onnx" in (folder / "engines" / f"{role}.log").read_text()
+        go_on(folder)
+    log = (folder / "engines" / f"{role}.log").read_text()
+    assert log.count(f"[W] looking at {role}.onnx") == 2, "of both attempts"
     shop.refuse = {}
-    assert go_on(folder, precision="fp32").done["export"], "nothing before it was lost"
+    told = go_on(folder)
+    assert (told.done["quantize"], told.done["engines"]) == (True, False), "nothing before it was lost"
 
 
-def test_a_gpu_without_a_precision_is_not_asked_for_it(shop: Workshop, tmp_path: Path) -> None:
-    shop.machine = type(shop.machine)("10.3.0", "T4", "7.5", "a driver")
-    told = go_on(tmp_path / "run", precision="bf16")
-    assert "student-bf16" not in shop.built
-    assert any("bf16 needs a GPU of SM 8.0 or later; this one has 7.5." in note for note in told.notes)
+def test_a_gpu_without_a_precision_is_not_asked_for_it(
+    made: tuple[Path, Workshop, Told], shop: Workshop, tmp_path: Path
+) -> None:
+    folder = copied(made, tmp_path, until="quantize")
+    shutil.rmtree(folder / "variants")
+    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver")
+    go_on(folder)
+    assert set(shop.built) == NAMES - {"student-bf16"}
+    assert not (folder / "variants" / "student-bf16.onnx").exists(), "nor is the file made"
+    report = read_report(folder / "report.json")
+    assert "Not shipped in bf16: bf16 needs a GPU of SM 8.0 or later; this one has 7.5." in report.notes
+
+
+def test_a_precision_by_name_that_the_gpu_lacks_is_refused_before_it_trains(shop: Workshop, tmp_path: Path) -> None:
+    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver")
+    with pytest.raises(InputError, match=r"bf16 needs a GPU of SM 8\.0 or later"):
+        go_on(tmp_path / "run", precision="bf16")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_where_the_gpu_lacks_a_precision_leaves_it_out(
+    made: tuple[Path, Workshop, Told], shop: Workshop, tmp_path: Path
+) -> None:
+    folder = copied(made, tmp_path, until="benchmark")
+    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver")
+    told = go_on(folder)
+    assert any("was built for Orin (SM 8.7); this is T4 (SM 7.5)." in note for note in told.notes)
+    assert any(note.startswith("student-bf16 is left out: bf16 needs a GPU of SM 8.0") for note in told.notes)
+    assert not (folder / "engines" / "student-bf16.engine").exists(), "the other GPU's must not lie there"
 
 
 def test_what_pruning_gained_is_measured_on_engines_where_there_is_one(shop: Workshop, tmp_path: Path) -> None:
@@ -279,9 +267,9 @@ def test_what_pruning_gained_is_measured_on_engines_where_there_is_one(shop: Wor
     assert any(note.startswith("Pruning, both in fp32") for note in report.notes)
 
 
-def test_boards_have_no_such_stage() -> None:
-    assert [name for name, target in TARGETS.items() if target.runs_engines] == ["tensorrt"]
-    assert pipeline.STAGES[pipeline.STAGES.index("quantize") + 1] == "engines"
+def test_the_stage_comes_between_the_files_and_their_measuring() -> None:
+    at = pipeline.STAGES.index("engines")
+    assert pipeline.STAGES[at - 1 : at + 2] == ("quantize", "engines", "benchmark")
 
 
 def test_a_run_that_cannot_build_says_so_before_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
