@@ -3,22 +3,30 @@
     python benchmarks/gpu.py --out runs/gpu
 
 Each row is measured by the project's own harness in one interleaved run; a part that is missing is a row that says why.
-CSV and raw traces go to --out.  With --device cpu the PyTorch rows run there, which is how this script is tested.
+Files in other precisions are the project's own conversions, calibrated on random images: their latency counts here and
+nothing else.  CSV and raw traces go to --out.  With --device cpu the PyTorch rows run there, which is how this script
+is tested.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from iekd.compress.quantize import QuantizeSettings, quantize
+from iekd.compress.targets import TARGETS
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.engine import check_precision
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.errors import IekdError
@@ -27,6 +35,12 @@ from iekd.models.registry import build, resolve
 
 CLASSES = 1000
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+CALIBRATION_IMAGES = 16
+"""Random ones: enough for ranges that a kernel can be timed with."""
+APART = ("fp8-tensorrt",)
+"""Schemes whose library, modelopt, changes ONNX Runtime's quantiser for whoever comes after it in the same process."""
+CONVERTED = {"onnxruntime-cuda": "cuda", "tensorrt": "tensorrt"}
+"""Backends that are also measured in other precisions, and the target whose schemes make the files."""
 
 
 class TorchOnDevice:
@@ -85,8 +99,39 @@ def openers(arguments: argparse.Namespace, name: str, onnx: Path) -> dict[str, C
                 build(architecture, CLASSES, size), size, batch, device, kind, graph=graph
             )
     for backend in ("onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"):
-        rows[backend] = lambda backend=backend: get_backend(backend).load(onnx)  # type: ignore[misc]
+        rows[backend] = lambda backend=backend: get_backend(backend).load(onnx, batch=batch)  # type: ignore[misc]
+    for backend, target in CONVERTED.items():
+        for precision, scheme in TARGETS[target].schemes.items():
+            rows[f"{backend}-{precision}"] = partial(open_converted, backend, onnx, precision, scheme, batch)
     return rows
+
+
+def open_converted(backend: str, onnx: Path, precision: str, scheme: str, batch: int) -> Session:
+    """The network in another precision, on a backend that was looked for before anything is converted."""
+    runtime = get_backend(backend)
+    runtime.require()
+    if backend == "tensorrt":
+        check_precision(precision)
+    if scheme in APART:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            return runtime.load(process.submit(convert, onnx, scheme).result(), batch=batch)
+    return runtime.load(convert(onnx, scheme), batch=batch)
+
+
+def convert(onnx: Path, scheme: str) -> Path:
+    """The file in another precision, beside it; two backends share it."""
+    file = onnx.with_name(f"{onnx.stem}-{scheme}.onnx")
+    if not file.is_file():
+        channels, height, width = get_backend("onnxruntime").load(onnx).input_shape
+        shape = (2 * CALIBRATION_IMAGES, channels, height, width)
+        images = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+        labels = np.zeros(len(images), np.int64)  # of no class: no accuracy is asked for
+        settings = QuantizeSettings(calibration_images=CALIBRATION_IMAGES, methods=("minmax",), max_drop=None)
+        held_out = (images[1::2], labels[1::2])
+        quantize(
+            onnx, file, scheme=scheme, images=images[::2], labels=labels[::2], held_out=held_out, settings=settings
+        )
+    return file
 
 
 def measure(arguments: argparse.Namespace, name: str, writer: csv.DictWriter[str]) -> None:
@@ -95,6 +140,8 @@ def measure(arguments: argparse.Namespace, name: str, writer: csv.DictWriter[str
     folder = arguments.out / name
     folder.mkdir(parents=True, exist_ok=True)
     onnx, size, batch = folder / "model.onnx", arguments.size, arguments.batch
+    for former in folder.glob("model*.onnx"):  # perhaps of another size
+        former.unlink()
     network = build(resolve(name), CLASSES, size).eval()
     export_onnx(
         network, onnx, preprocessing=Preprocessing(size=size), classes=tuple(map(str, range(CLASSES))), name=name

@@ -15,6 +15,7 @@ from iekd.compress.views import ViewDataset, auto_workers, plain_loader
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Session, get_backend
 from iekd.deploy.benchmark import PARTS, measure_latency
+from iekd.deploy.engine import source_of
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio
@@ -51,13 +52,14 @@ def bench_files(
     output: Path | None,
     modes: Modes | None = None,
 ) -> list[Table]:
-    """Measure ONNX files interleaved in one run; a run folder stands for its teacher and student.
+    """Measure ONNX files, or engines, interleaved in one run; a run folder stands for its teacher and student.
 
     Returns:
         A table of accuracy and latency, and one for each further mode.
 
     Raises:
-        InputError: a file is missing, says nothing of its preprocessing, or was made for other classes than the data's.
+        InputError: a file is missing, says nothing of its preprocessing, does not take ``batch`` images, or was made
+            for other classes than the data's.
     """
     paths, modes = _expand(files), modes or Modes()
     if modes.repeat and len(paths) != 2:
@@ -65,10 +67,12 @@ def bench_files(
     cores = threads or len(os.sched_getaffinity(0))
     images = load_data(data, val_fraction=val_fraction)
     names = _names(paths)
-    sessions = {name: get_backend(backend).load(path, threads=cores) for name, path in names.items()}
+    needed = max(batch, MULTI_STREAM_SAMPLES if modes.publishable else 1)
+    sessions = {name: get_backend(backend).load(path, threads=cores, batch=needed) for name, path in names.items()}
     inputs, accuracy = {}, {}
     for name, path in names.items():
-        metadata = read_metadata(path)
+        _check_batch(path, sessions[name], batch, needed)
+        metadata = read_metadata(path if path.suffix != ".engine" else source_of(path))
         if metadata.classes != images.classes:
             raise InputError(
                 f"{path} knows {len(metadata.classes)} classes, {data} has {len(images.classes)} others.",
@@ -112,6 +116,19 @@ def bench_files(
         sides = [Candidate(path, backend, cores) for path in paths]
         tables.append(_repeated(sides, images_used, folder / "repeat", modes.repeat, batch, seconds))
     return tables
+
+
+def _check_batch(path: Path, session: Session, batch: int, largest: int) -> None:
+    """Refuse, before anything is measured, a file that does not take the batches that will be."""
+    least, most = session.batch_range
+    if batch >= least and (most is None or largest <= most):
+        return
+    asked = batch if batch < least else largest
+    hint = f"`iekd-compress build MODEL.onnx --batch 1,{asked},{asked} -o ENGINE`, or give the ONNX file itself."
+    raise InputError(
+        f"{path} takes {least}{'' if least == most else f' to {most}'} images a call; {asked} were asked for.",
+        hint if path.suffix == ".engine" else "Its batch is fixed: export it with an open one, or give --batch that.",
+    )
 
 
 def _expand(files: list[Path]) -> list[Path]:

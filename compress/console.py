@@ -23,6 +23,7 @@ TITLES = {
     **{f"pruned{step}": f"Recover from pruning {step + 1}" for step in range(8)},
     "export": "Export and verify",
     "quantize": "Quantise",
+    "engines": "Build engines",
     "latency table": "Measure latencies of untrained candidates",
     "benchmark": "Measure accuracy and latency",
     "report": "Write the report",
@@ -100,6 +101,8 @@ def print_summary(console: Console, report: Report, folder: Path) -> None:
     for text in report.notes:
         console.print(f"[dim]note: {escape(text)}[/]", highlight=False)
     console.print(f"file    {folder / report.student.file}", highlight=False, soft_wrap=True)
+    if engine := report.student.engine:
+        console.print(f"engine  {folder / engine.file}  {engine.consists}", highlight=False, soft_wrap=True)
     console.print(f"report  {folder / 'report.html'}", highlight=False, soft_wrap=True)
 
 

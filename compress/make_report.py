@@ -10,8 +10,9 @@ from typing import Any
 from iekd import __version__
 from iekd.compress.config import RunConfig, to_yaml
 from iekd.compress.diagnostics.finished_run import shipped
+from iekd.compress.engine_stage import read_engines
 from iekd.compress.job import Job
-from iekd.compress.measure import UNPRUNED
+from iekd.compress.measured_files import UNPRUNED
 from iekd.compress.prune import describe_gain
 from iekd.compress.targets import TARGETS
 from iekd.deploy import results
@@ -24,9 +25,9 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
     """Stage ``report``: judge, and write ``report.json`` and ``report.html``."""
     measured = json.loads((job.folder / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
     exported, ships = stages["export"]["result"], measured["ships"]
+    engines = read_engines(job) if "engines" in stages else {}  # a run that an earlier version measured has none
     models = {
-        name: _model_result(job, name, exported["teacher" if name == "teacher" else "student"], entry)
-        for name, entry in measured["models"].items()
+        name: _model_result(job, name, exported, entry, engines.get(name)) for name, entry in measured["models"].items()
     }
     student = models[ships]
     verdict = judge(
@@ -42,14 +43,7 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         command=command,
         config=_plain(job.config),
-        dataset=results.Dataset(
-            name=job.config.data,
-            classes=list(job.data.classes),
-            train_images=len(job.data.train),
-            val_images=len(job.data.val),
-            skipped_images=job.data.skipped,
-            digest=job.data.digest,
-        ),
+        dataset=_dataset(job),
         teacher=models["teacher"],
         student=student,
         variants=[model for name, model in models.items() if name not in ("teacher", ships)],
@@ -72,12 +66,28 @@ def kept_for_report(folder: Path, config: RunConfig) -> results.Diagnosis | None
     return found.model_copy(update={"remark": network.remark})
 
 
-def _model_result(job: Job, name: str, exported: dict[str, Any], measured: dict[str, Any]) -> results.ModelResult:
+def _dataset(job: Job) -> results.Dataset:
+    return results.Dataset(
+        name=job.config.data,
+        classes=list(job.data.classes),
+        train_images=len(job.data.train),
+        val_images=len(job.data.val),
+        skipped_images=job.data.skipped,
+        digest=job.data.digest,
+    )
+
+
+def _model_result(
+    job: Job, name: str, stage: dict[str, Any], measured: dict[str, Any], engine: results.Engine | None
+) -> results.ModelResult:
+    """One measured file; ``stage`` is what the export said of both networks."""
+    role = "teacher" if name == "teacher" else "student"
+    exported = stage[role]
     path = job.folder / measured["file"]
     size = job.preprocessing.size
     latency = results.Latency(**measured["latency"])
     return results.ModelResult(
-        role="teacher" if name == "teacher" else "student",
+        role=role,
         name=exported["name"],
         file=measured["file"],
         sha256=sha256_of(path),
@@ -90,6 +100,7 @@ def _model_result(job: Job, name: str, exported: dict[str, Any], measured: dict[
         accuracy=results.Accuracy(**measured["accuracy"]),
         latency=latency.model_copy(update={"trace": f"benchmark/{latency.trace}"}),
         verification=results.Verification(**(measured["verification"] or exported["verification"])),
+        engine=engine,
     )
 
 
@@ -135,6 +146,8 @@ def _about(job: Job, stages: dict[str, dict[str, Any]]) -> list[str]:
     quantized = stages.get("quantize", {}).get("result", {})
     notes += [f"Not shipped in {refused}" for refused in quantized.get("refused", [])]
     notes += quantized.get("remarks", [])
+    left_out = stages.get("engines", {}).get("result", {}).get("left_out", {})
+    notes += [f"Not measured and not shipped, {name}: {reason}" for name, reason in left_out.items()]
     if TARGETS[job.config.target].on_board:
         notes.append(f"Latency is this machine's; {job.config.target} measures its own: see student.bundle.zip.")
     if job.config.keep == "best":

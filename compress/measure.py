@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from iekd.compress.config import RunConfig
+from iekd.compress.engine_stage import read_engines
 from iekd.compress.job import Job
+from iekd.compress.measured_files import ROLES, UNPRUNED, File, exported_files, unpruned_file
 from iekd.compress.shared import shared_file
 from iekd.compress.targets import TARGETS
-from iekd.compress.variants import read_variants
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.benchmark import LatencyRun, measure_latency
+from iekd.deploy.engine import check_precision
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.graph_checks import require_tensorrt_operators
@@ -29,9 +30,6 @@ from iekd.files import write_json
 from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import count_macs, count_parameters
 
-ROLES = ("teacher", "student")
-UNPRUNED = "unpruned"
-"""The student as it was before pruning; measured beside the others to tell what that gained, and never ships."""
 VERIFY_IMAGES = 64
 LATENCY_IMAGES = 64
 
@@ -75,7 +73,7 @@ def _export(config: RunConfig, source: tuple[Path, Any], images: Array, for_engi
     export_onnx(network, path, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
     if for_engine:
         require_tensorrt_operators(onnx.load(str(path)))
-    session = open_session(config, path)
+    session = get_backend(TARGETS[config.target].checks_exports).load(path, threads=threads(config))
     reference = TorchSession(network, session.input_shape)
     facts = {
         "name": name,
@@ -87,25 +85,13 @@ def _export(config: RunConfig, source: tuple[Path, Any], images: Array, for_engi
     return facts
 
 
-@dataclass(frozen=True)
-class File:
-    """A file that is measured."""
-
-    name: str
-    path: str
-    """Relative to the run folder."""
-    precision: str
-
-
 def benchmark(job: Job) -> dict[str, Any]:
     """Stage ``benchmark``: accuracy and latency of all files, in one interleaved run; then choose what ships.
 
     Of the student's files that keep the accuracy asked for, the fastest ships; where none does, the most accurate.
     """
-    files = [File(role, f"{role}.onnx", "fp32") for role in ROLES]
-    if not TARGETS[job.config.target].on_board:
-        files += [File(variant.name, variant.file, variant.precision) for variant in read_variants(job.folder)]
-    sessions = {file.name: open_session(job.config, job.folder / file.path) for file in files}
+    files = _runnable(job, exported_files(job))
+    sessions = {file.name: _open(job, file) for file in files}
     job.observer.stage_started("benchmark", 100)
     accuracy: dict[str, Accuracy] = {}
     correct: dict[str, Any] = {}
@@ -141,10 +127,22 @@ def benchmark(job: Job) -> dict[str, Any]:
     return {"ships": models[ships]["file"], "note": f"{accuracy[ships].top1.value:.1%} at {median:.2f} ms ({ships})"}
 
 
+def _runnable(job: Job, files: list[File]) -> list[File]:
+    """Those that can be measured: where engines are, the ones that have one."""
+    engines = read_engines(job)
+    return [file for file in files if file.name in engines] if TARGETS[job.config.target].runs_engines else files
+
+
+def _open(job: Job, file: File) -> Session:
+    """What runs on the target: the file's engine in the run where there is one, otherwise the file itself."""
+    engine = read_engines(job).get(file.name)
+    return open_session(job.config, job.folder / (engine.file if engine else file.path))
+
+
 def _unpruned(job: Job) -> dict[str, Session]:
-    """The student before pruning, where there was any; a run that an earlier version began has no such file."""
-    path = job.folder / f"{UNPRUNED}.onnx"
-    return {UNPRUNED: open_session(job.config, path)} if job.config.prune and path.is_file() else {}
+    """The student before pruning, where there was any and it can be measured."""
+    file = unpruned_file(job)
+    return {one.name: _open(job, one) for one in _runnable(job, [file])} if file else {}
 
 
 def _gain(run: LatencyRun) -> dict[str, Any]:
@@ -184,8 +182,16 @@ def open_session(config: RunConfig, path: Path) -> Session:
 
 
 def require_backend(config: RunConfig) -> None:
-    """Raise EnvironmentMissingError unless the target's runtime can be used here."""
-    get_backend(TARGETS[config.target].backend).require()
+    """Refuse, before anything is trained, what cannot be measured here.
+
+    Raises:
+        EnvironmentMissingError: the target's runtime cannot be used.
+        InputError: a precision that was asked for by name, and in which this machine's GPU does not compute.
+    """
+    target = TARGETS[config.target]
+    get_backend(target.backend).require()
+    if target.runs_engines and config.precision in target.schemes:
+        check_precision(config.precision)
 
 
 def threads(config: RunConfig) -> int:

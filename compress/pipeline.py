@@ -16,6 +16,8 @@ from iekd.compress.board import bundle_run
 from iekd.compress.config import RunConfig, make_config, to_yaml
 from iekd.compress.data import ImageData
 from iekd.compress.distill import distill, load_teacher
+from iekd.compress.engine_stage import FOLDER as ENGINES
+from iekd.compress.engine_stage import build_run_engines, engines_fit
 from iekd.compress.job import Job, make_accelerator, open_data
 from iekd.compress.make_report import make_report
 from iekd.compress.measure import benchmark, export_models, require_backend
@@ -34,7 +36,7 @@ from iekd.compress.variants import make_variants, precisions_asked
 from iekd.deploy.results import Report
 from iekd.errors import InputError
 
-STAGES = ("plan", "teacher", "distill", "prune", "export", "quantize", "benchmark", "report")
+STAGES = ("plan", "teacher", "distill", "prune", "export", "quantize", "engines", "benchmark", "report")
 
 
 def run(
@@ -102,27 +104,27 @@ def run_stages(
         config = plan.settle(config)
         folder.keep_config(to_yaml(config))
         job = Job(config, images, plan.preprocessing, plan.augmentation, accelerator, observer, folder.path, shared)
-        given = {"teacher": teacher, "student": student}
-        stages: dict[str, Callable[[], Any]] = {
-            **_training(folder, given, plan, job),
-            "export": lambda: folder.stage(
-                "export",
-                ["teacher.onnx", "student.onnx"],
-                lambda: export_models(job, given),
-                one_process=True,
-            ),
-            **_quantizing(folder, given, plan, job),
-            "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
-            "report": lambda: folder.once(lambda: make_report(job, folder.stages(), plan.notes, command_line())),
-            **_bundling(folder, job),
-        }
         report = None
-        for name, do in stages.items():
+        for name, do in _stages(folder, {"teacher": teacher, "student": student}, plan, job).items():
             result = do()
             report = result if isinstance(result, Report) else report
             if name == until != "report":
                 break
     return report
+
+
+def _stages(folder: RunFolder, given: dict[str, str | nn.Module], plan: Plan, job: Job) -> dict[str, Callable[[], Any]]:
+    """What follows the plan, in order, as far as the settings ask for it."""
+    exported = ["teacher.onnx", "student.onnx"]
+    return {
+        **_training(folder, given, plan, job),
+        "export": lambda: folder.stage("export", exported, lambda: export_models(job, given), one_process=True),
+        **_quantizing(folder, given, plan, job),
+        **_building(folder, job),
+        "benchmark": lambda: folder.stage("benchmark", ["benchmark"], lambda: benchmark(job), one_process=True),
+        "report": lambda: folder.once(lambda: make_report(job, folder.stages(), plan.notes, command_line())),
+        **_bundling(folder, job),
+    }
 
 
 def _training(
@@ -168,6 +170,38 @@ def _quantizing(
         return train_quantized(scheme, plan, job, load_teacher(job, given["teacher"]), given["student"])
 
     return {"quantize": lambda: folder.stage("quantize", [VARIANTS], lambda: make_variants(job, folder.once, train))}
+
+
+def _building(folder: RunFolder, job: Job) -> dict[str, Callable[[], dict[str, Any]]]:
+    """The stage that builds engines, where this machine runs them.
+
+    What was measured stays as it is.  Until then an engine must be one that can be loaded here: a run may go on under
+    another TensorRT, or on another GPU, than it was begun with.
+    """
+    if not TARGETS[job.config.target].runs_engines:
+        return {}
+
+    def measured_without() -> bool:
+        """Did a version that had no such stage measure the run already?"""
+        if "engines" in folder.stages():
+            return False
+        if folder.stands("benchmark"):
+            return True
+        folder.forget("benchmark")  # or it would stand before the stage that it rests on
+        return False
+
+    def build() -> dict[str, Any]:
+        if folder.once(measured_without):
+            return {}
+        return folder.stage(
+            "engines",
+            [ENGINES],
+            lambda: build_run_engines(job),
+            one_process=True,
+            usable=lambda: folder.stands("benchmark") or engines_fit(job),
+        )
+
+    return {"engines": build}
 
 
 def _bundling(folder: RunFolder, job: Job) -> dict[str, Callable[[], Any]]:

@@ -91,7 +91,7 @@ def _write(artefact: Artefact, job: Job) -> None:
     save_artefact(folder, dataclasses.replace(artefact, network=network))
     path, name = folder / "student.onnx", artefact.architecture.name
     export_onnx(network, path, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
-    session = get_backend(TARGETS[job.config.target].backend).load(path, threads=job.config.threads or 0)
+    session = get_backend(TARGETS[job.config.target].checks_exports).load(path, threads=job.config.threads or 0)
     reference = TorchSession(network, session.input_shape)
     verify(session, reference, job.some_images(job.data.val, _VERIFY_IMAGES), name=name)
     session.close()

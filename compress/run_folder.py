@@ -74,7 +74,13 @@ class RunFolder:
             write_text(self.path / _CONFIG, text)
 
     def stage(
-        self, name: str, outputs: list[str], work: Callable[[], dict[str, Any]], *, one_process: bool = False
+        self,
+        name: str,
+        outputs: list[str],
+        work: Callable[[], dict[str, Any]],
+        *,
+        one_process: bool = False,
+        usable: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any]:
         """Do ``work`` unless an earlier run finished it and its outputs are unchanged; return its JSON result.
 
@@ -83,10 +89,9 @@ class RunFolder:
             outputs: files or folders that the work writes, relative to the run folder.
             work: does the stage; what it returns is stored and given back to later runs.
             one_process: of several processes only the main one works, the others wait.
+            usable: asked of unchanged outputs: do they still serve, on this machine?
         """
-        entry = self._state["stages"].get(name)
-        if entry and not all(self._unchanged(output, digest) for output, digest in entry["outputs"].items()):
-            entry = None
+        entry = self._state["stages"][name] if self.stands(name) and usable() else None
         entry = self._same_everywhere(entry)
         if entry:
             self.observer.stage_finished(name, entry["seconds"], entry["result"].get("note", ""), True)
@@ -100,6 +105,17 @@ class RunFolder:
         self.observer.stage_finished(name, seconds, result.get("note", ""), False)
         return dict(result)
 
+    def stands(self, name: str) -> bool:
+        """Did an earlier run finish the stage, and are its outputs unchanged?  False in all but the main process."""
+        entry = self._state["stages"].get(name)
+        return bool(entry) and all(self._unchanged(output, digest) for output, digest in entry["outputs"].items())
+
+    def forget(self, name: str) -> None:
+        """Make a stage, and everything that was built on it, count as not done."""
+        names = list(self._state["stages"])
+        for later in names[names.index(name) :] if name in names else ():
+            del self._state["stages"][later]
+
     def once(self, work: Callable[[], T]) -> T:
         """Let the main process do ``work``, and give its result to every process."""
         result: T = self._same_everywhere(work() if self._accelerator.is_main_process else None)
@@ -107,12 +123,8 @@ class RunFolder:
 
     def _finish(self, name: str, outputs: list[str], result: dict[str, Any], seconds: float) -> None:
         """Enter the stage; one that is done again makes everything that was built on the former one stale."""
-        stages = self._state["stages"]
-        if name in stages:
-            names = list(stages)
-            for later in names[names.index(name) :]:
-                del stages[later]
-        stages[name] = {
+        self.forget(name)
+        self._state["stages"][name] = {
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(seconds, 3),
             "iekd_version": __version__,

@@ -32,7 +32,21 @@ class Target:
     @property
     def builds_engines(self) -> bool:
         """Does TensorRT build an engine of the student's files, here or on the board?"""
-        return self.on_board or self.backend == "tensorrt"
+        return self.on_board or self.runs_engines
+
+    @property
+    def runs_engines(self) -> bool:
+        """Does this machine build an engine of each file, and measure that?"""
+        return self.backend == "tensorrt"
+
+    @property
+    def checks_exports(self) -> str:
+        """The backend in which an exported file is held against its network.
+
+        Where an engine is what runs, that is ONNX Runtime, in float32 throughout: a file is right or wrong before
+        minutes are spent on its engine, and an engine in TF32 need not come within what export allows.
+        """
+        return "onnxruntime" if self.runs_engines else self.backend
 
 
 _TENSORRT = {"fp16": "fp16", "bf16": "bf16", "int8": "int8-tensorrt", "fp8": "fp8-tensorrt"}

@@ -21,6 +21,7 @@ from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quan
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.quantizers.simulated import GRIDS, Grid
 from iekd.compress.targets import TARGETS
+from iekd.deploy.engine import check_precision
 from iekd.errors import EnvironmentMissingError, InputError, VerificationError, unknown_name
 from iekd.files import write_json
 
@@ -131,6 +132,9 @@ def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     refused: list[str] = []
     job.observer.stage_started("quantize", len(asked))
     for number, precision in enumerate(asked):
+        if reason := _unreachable(job.config, precision):
+            refused.append(f"{precision}: {reason}")
+            continue
         try:
             entry = maker.make(precision)
         except VerificationError as error:
@@ -144,6 +148,17 @@ def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     once(lambda: write_json(job.folder / FOLDER / _INDEX, {"variants": found, "refused": refused}))
     made_names = ", ".join(f"{entry['precision']} ({entry['how']})" for entry in found) or "none kept its accuracy"
     return {"refused": refused, "remarks": maker.remarks, "note": made_names, **maker.training}
+
+
+def _unreachable(config: RunConfig, precision: str) -> str:
+    """Why the GPU that builds and measures here lacks the precision; empty where it has it, or is not asked."""
+    if not TARGETS[config.target].runs_engines:
+        return ""
+    try:
+        check_precision(precision)
+    except InputError as error:
+        return error.message
+    return ""
 
 
 class _Maker:

@@ -10,14 +10,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iekd.deploy.device.engine import BuildSettings, build_engine, this_machine
-from iekd.deploy.device.engine_cache import Manifest
+from iekd.deploy.device.engine_cache import Manifest, check_engine, onnx_sha256
 from iekd.deploy.device.engine_watch import Log, Progress
-from iekd.deploy.device.errors import DeviceError, DeviceMissingError, OutOfMemoryError
+from iekd.deploy.device.errors import DeviceError, DeviceInputError, DeviceMissingError, OutOfMemoryError
 from iekd.deploy.device.trt_version import version_numbers
 from iekd.errors import EnvironmentMissingError, InputError
 from iekd.files import atomic_file
 
-__all__ = ["BuildSettings", "BuiltEngine", "build", "cache_folder", "check_precision", "domain_errors"]
+__all__ = [
+    "BuildSettings",
+    "BuiltEngine",
+    "build",
+    "cache_folder",
+    "check_precision",
+    "domain_errors",
+    "source_of",
+    "why_foreign",
+]
 
 OLDEST_SM = {"fp8": (8, 9), "bf16": (8, 0)}
 """Number types that not every GPU computes in (NVIDIA, TensorRT support matrix); Orin, at 8.7, has no FP8."""
@@ -66,6 +75,35 @@ def build(
     with domain_errors():
         path = build_engine(onnx, settings or BuildSettings(), cache or cache_folder(), progress=progress, log=log)
         return BuiltEngine(path, Manifest.read(path), path.with_suffix(".layers.json"))
+
+
+def why_foreign(engine: Path) -> str:
+    """Why an engine cannot be loaded on this machine, by its manifest alone; empty where it can.
+
+    Raises:
+        EnvironmentMissingError: this machine has no GPU or no TensorRT at all.
+    """
+    with domain_errors():
+        here = this_machine()
+        try:
+            check_engine(engine, here)
+        except DeviceInputError as error:
+            return error.message
+    return ""
+
+
+def source_of(engine: Path) -> Path:
+    """The ONNX file that an engine was built from, by its manifest.
+
+    Raises:
+        InputError: no manifest, or that file is missing or has changed.
+    """
+    with domain_errors():
+        manifest = Manifest.read(engine)
+    onnx = Path(manifest.onnx)
+    if not onnx.is_file() or onnx_sha256(onnx) != manifest.identity.onnx_sha256:
+        raise InputError(f"{onnx}, which {engine} was built from, is missing or has changed.", "Give the ONNX file.")
+    return onnx
 
 
 def cache_folder() -> Path:

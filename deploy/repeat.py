@@ -38,9 +38,9 @@ class Candidate:
     backend: str = "onnxruntime"
     threads: int = 0
 
-    def open(self) -> Session:
-        """A session of it."""
-        return get_backend(self.backend).load(self.path, threads=self.threads)
+    def open(self, batch: int = 1) -> Session:
+        """A session of it that takes ``batch`` images a call."""
+        return get_backend(self.backend).load(self.path, threads=self.threads, batch=batch)
 
 
 def repeat_ratio(
@@ -170,7 +170,7 @@ def _work(folder: Path) -> None:
     """In the fresh process: measure what ``task.json`` says, write ``answer.json``."""
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
     sessions = {
-        name: Candidate(Path(side["path"]), side["backend"], side["threads"]).open()
+        name: Candidate(Path(side["path"]), side["backend"], side["threads"]).open(task["batch"])
         for name, side in task["sides"].items()
     }
     run = measure_latency(

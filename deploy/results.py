@@ -128,6 +128,33 @@ class Accuracy(Record):
     per_class: list[ClassAccuracy]
 
 
+class Verification(Record):
+    """The exported file against what it was made from, on real validation images."""
+
+    images: int
+    largest_difference: float = Field(description="largest absolute difference of any logit")
+    relative_difference: float = Field(description="the same, divided by the largest absolute logit")
+    top1_agreement: float
+    tolerance: float | None = Field(description="the relative difference that was allowed; None: it was not judged")
+    reference: str = Field(default="the PyTorch model", description="what the file was compared with")
+
+
+class Engine(Record):
+    """The TensorRT engine that was built of a file, and measured in its place."""
+
+    file: str = Field(description="relative to the run folder; its manifest and its layers lie beside it")
+    sha256: str
+    size_bytes: int
+    build_seconds: float = Field(description="that its build took, when it was built")
+    tensorrt: str = Field(description="the version that built it, and that it is bound to")
+    gpu: str = Field(description="that it was built on, and is bound to")
+    layers: int | None = Field(description="that compute; None where TensorRT's inspector does not tell")
+    reformats: int | None = Field(description="layers that only bring a tensor into another layout or type")
+    precisions: dict[str, int] = Field(description="computing layers by precision, as far as the inspector tells it")
+    consists: str = Field(description="the same in one line")
+    agreement: Verification | None = Field(description="of float32 with its file; not judged, for TF32 is allowed")
+
+
 class ModelResult(Record):
     """One exported file and what was measured of it."""
 
@@ -144,17 +171,7 @@ class ModelResult(Record):
     accuracy: Accuracy
     latency: Latency
     verification: Verification
-
-
-class Verification(Record):
-    """The exported file against what it was made from, on real validation images."""
-
-    images: int
-    largest_difference: float = Field(description="largest absolute difference of any logit")
-    relative_difference: float = Field(description="the same, divided by the largest absolute logit")
-    top1_agreement: float
-    tolerance: float | None = Field(description="the relative difference that was allowed; None: it was not judged")
-    reference: str = Field(default="the PyTorch model", description="what the file was compared with")
+    engine: Engine | None = Field(default=None, description="where the target runs engines")
 
 
 class Curve(Record):
@@ -280,6 +297,3 @@ class Report(Record):
     fingerprint: Fingerprint
     diagnosis: Diagnosis | None = Field(default=None, description="where `iekd-compress diagnose` was run")
     notes: list[str] = Field(default=[], description="what the reader should know: fallbacks taken, warnings")
-
-
-ModelResult.model_rebuild()

@@ -51,9 +51,8 @@ def _require() -> None:
         with _quiet():
             import modelopt.onnx.quantization  # noqa: F401
     except ImportError as error:
-        raise EnvironmentMissingError(
-            f"nvidia-modelopt is not installed whole ({error.name} is missing).", INSTALL
-        ) from error
+        lacks = f"{error.name} is missing" if error.name else str(error).splitlines()[0]  # modelopt raises its own
+        raise EnvironmentMissingError(f"nvidia-modelopt is not installed whole ({lacks}).", INSTALL) from error
 
 
 @contextlib.contextmanager

@@ -57,8 +57,13 @@ class Backend(Protocol):
         """Raise EnvironmentMissingError, naming the exact pip command, unless the runtime can be used here."""
         ...
 
-    def load(self, path: Path, *, threads: int = 0) -> Session:
-        """Open an exported file.  ``threads`` 0 means the runtime's default.
+    def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
+        """Open an exported file.
+
+        Args:
+            path: the file.
+            threads: 0 for the runtime's default.
+            batch: the largest that is meant to be run; only a runtime that builds for sizes asks.
 
         Raises:
             InputError: the file is missing, damaged or of the wrong kind.

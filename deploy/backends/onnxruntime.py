@@ -28,8 +28,8 @@ class OnnxRuntime:
     install: str
     """The pip command that brings the provider."""
 
-    def load(self, path: Path, *, threads: int = 0) -> Session:
-        """See :class:`iekd.deploy.backends.Backend`."""
+    def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
+        """See :class:`iekd.deploy.backends.Backend`; the TensorRT provider builds for the batches that it is given."""
         self.require()
         if not path.is_file():
             raise InputError(f"no ONNX file at {path}.", "Check the path.")

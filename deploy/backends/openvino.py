@@ -40,7 +40,7 @@ class OpenVino:
         if self.precision == "bf16" and "BF16" not in capabilities:
             raise EnvironmentMissingError("this processor has no bfloat16.", "Use the backend 'openvino'.")
 
-    def load(self, path: Path, *, threads: int = 0) -> Session:
+    def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
         """See :class:`iekd.deploy.backends.Backend`."""
         self.require()
         if not path.is_file():

@@ -30,12 +30,15 @@ class TensorRT:
         with domain_errors():
             this_machine()
 
-    def load(self, path: Path, *, threads: int = 0) -> Session:
-        """See :class:`iekd.deploy.backends.Backend`; ``threads`` means nothing to a GPU."""
+    def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
+        """See :class:`iekd.deploy.backends.Backend`; ``threads`` means nothing to a GPU.
+
+        An ONNX file is built for at least ``batch``; an engine takes what it was built for.
+        """
         self.require()
         if not path.is_file():
             raise InputError(f"no engine or ONNX file at {path}.", "Check the path.")
-        engine = build(path, self.settings).path if path.suffix == ".onnx" else path
+        engine = build(path, self.settings.covering(batch)).path if path.suffix == ".onnx" else path
         with domain_errors():
             return TensorRTSession(EngineSession(engine, cuda_graph=self.cuda_graph))
 

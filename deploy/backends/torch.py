@@ -23,7 +23,7 @@ class Torch:
     def require(self) -> None:
         """See :class:`iekd.deploy.backends.Backend`; PyTorch is always there."""
 
-    def load(self, path: Path, *, threads: int = 0) -> Session:
+    def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
         """See :class:`iekd.deploy.backends.Backend`."""
         artefact = load_artefact(path)
         size = artefact.preprocessing.size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .errors import DeviceInputError
@@ -56,6 +56,10 @@ class BuildSettings:
             raise DeviceInputError(
                 "a Deep Learning Accelerator takes one size only.", "Give batch (and image sizes) as N,N,N."
             )
+
+    def covering(self, batch: int) -> BuildSettings:
+        """These settings, or where they end below ``batch`` the same with batches up to it, tuned for it."""
+        return self if batch <= self.batch[2] else replace(self, batch=(self.batch[0], batch, batch))
 
     @property
     def fixed(self) -> bool:

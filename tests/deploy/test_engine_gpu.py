@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import trtexec
+from engine_samples import PRECISIONS, classifier, convert, require_engine
 
 from iekd.deploy.backends import get_backend
+from iekd.deploy.benchmark import warm_up
 from iekd.deploy.device.engine import BuildSettings
 from iekd.deploy.device.inspector import inspect_engine
 from iekd.deploy.device.session import EngineSession
-from iekd.deploy.engine import build
+from iekd.deploy.engine import build, check_precision
 from iekd.deploy.throughput import measure_throughput
 from iekd.errors import EnvironmentMissingError, InputError
 
@@ -129,17 +132,31 @@ def test_several_streams_overlap(onnx: Path, cache: Path, tmp_path: Path) -> Non
     assert set(trace["stream"]) == {0, 1}
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_engine_computes_in_the_precision_of_its_file(precision: str, cache: Path, tmp_path: Path) -> None:
+    try:
+        check_precision(precision)
+        file = convert(classifier(tmp_path / "classifier.onnx"), precision, tmp_path)
+    except (InputError, EnvironmentMissingError) as reason:  # this GPU has it not, or its library is not installed
+        pytest.skip(str(reason))
+    require_engine(file, precision, cache)
+
+
 def test_compute_agrees_with_trtexec(onnx: Path, cache: Path) -> None:
-    trtexec = shutil.which("trtexec") or shutil.which("/usr/src/tensorrt/bin/trtexec")
-    if trtexec is None:
+    """Both: one stream, one CUDA graph, a warm-up by time, three seconds.  Ours copies too; ``compute`` is without."""
+    found = shutil.which("trtexec") or shutil.which("/usr/src/tensorrt/bin/trtexec")
+    if found is None:
         pytest.skip("no trtexec here")
     engine = build(onnx, SETTINGS, cache=cache).path
-    command = [trtexec, f"--loadEngine={engine}", "--shapes=images:8x3x32x32", "--useCudaGraph", "--duration=3"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    theirs = re.search(r"GPU Compute Time:.*?median = ([\d.]+) ms", answer.stdout)
-    assert theirs, answer.stdout[-2000:]
-    with EngineSession(engine) as session:
-        for _ in range(200):
-            session.timed_run(images(8))
-        ours = float(np.median([session.timed_run(images(8))[1]["compute"] for _ in range(2000)]))
-    assert ours == pytest.approx(float(theirs.group(1)), rel=0.05)
+    command = trtexec.command(found, engine, f"images:8x{'x'.join(map(str, SHAPE))}")
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stdout[-2000:] + answer.stderr[-2000:]
+    assert trtexec.conditions(answer.stdout) == trtexec.CONDITIONS, answer.stdout[:4000]
+    times = []
+    with EngineSession(engine, cuda_graph=True) as session:
+        warm_up(session.run, [images(8)], trtexec.WARMUP_SECONDS)
+        assert session.describe()["cuda graph"] == "captured"
+        end = time.perf_counter() + trtexec.SECONDS
+        while time.perf_counter() < end:
+            times.append(session.timed_run(images(8))[1]["compute"])
+    assert float(np.median(times)) == pytest.approx(trtexec.median_compute(answer.stdout), rel=0.05)
