@@ -196,7 +196,6 @@ def test_a_limit_that_cannot_be_met_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_an_fp8_graph_computes_what_the_float_network_does(tmp_path: Path) -> None:
-    pytest.importorskip("modelopt.onnx", reason="nvidia-modelopt cannot be installed beside every onnx release")
     source = write(tmp_path / "float.onnx", width=32)
     result = quantize(source, tmp_path / "q.onnx", scheme="fp8-tensorrt", settings=FEW, **given(source))  # type: ignore[arg-type]
     kinds = {tensor.data_type for tensor in onnx.load(str(result.file)).graph.initializer}
