@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.deploy.tensorrt_operators import OPERATORS
 from iekd.errors import InputError, VerificationError
 
@@ -26,6 +27,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply: what quantisation is about."""
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 LOW_PRECISION = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+FLOAT_INSTEAD = "Give the float32 ONNX file that it was made from, such as RUN/student.onnx."
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "Sigmoid", "HardSigmoid", "Gelu", "LeakyRelu", "Tanh", "Mish")
 _SIGNED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 
@@ -123,8 +125,9 @@ def load_float(path: Path) -> onnx.ModelProto:
     """A float32 ONNX model.
 
     Raises:
-        InputError: missing, not ONNX, quantised already, or cast to a lower precision already.
+        InputError: missing, not ONNX, OpenVINO's own format, quantised already, or cast to a lower precision already.
     """
+    refuse_openvino(path, "quantisation", FLOAT_INSTEAD)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)

@@ -10,6 +10,7 @@ from iekd.deploy.backends import Array, BatchRange, Session
 from iekd.deploy.device.engine import BuildSettings, this_machine
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import build, domain_errors
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError
 
 
@@ -33,6 +34,7 @@ class TensorRT:
     def load(self, path: Path, *, threads: int = 0) -> Session:
         """See :class:`iekd.deploy.backends.Backend`; ``threads`` means nothing to a GPU."""
         self.require()
+        refuse_openvino(path, "TensorRT", "Give the ONNX file, or measure this one with --backend openvino.")
         if not path.is_file():
             raise InputError(f"no engine or ONNX file at {path}.", "Check the path.")
         engine = build(path, self.settings).path if path.suffix == ".onnx" else path
