@@ -95,6 +95,21 @@ class Graph:
         following = self.next_layers(node)
         return node.name in kept_float or bool(following and following <= set(kept_float))
 
+    def separates_activation(self, node: NodeProto) -> bool:
+        """Is the node a QuantizeLinear between a layer, with its bias, and the layer's activation function?"""
+        name = node.input[0]
+        if self.made_by(name, "Add") and any(self.is_weight(other) for other in self.producer[name].input):
+            name = next((other for other in self.producer[name].input if not self.is_weight(other)), name)
+        return (
+            node.op_type == "QuantizeLinear"
+            and self.made_by(name, *WEIGHTED)
+            and any(
+                activation.op_type in _ACTIVATIONS
+                for other in self.consumers.get(node.output[0], [])
+                for activation in self.consumers.get(other.output[0], [])
+            )
+        )
+
     def residual_additions(self) -> list[NodeProto]:
         """Additions of two feature maps (N, C, H, W); biases and the token additions of transformers are none."""
         return [
@@ -199,11 +214,17 @@ def cast_problems(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> l
     return problems
 
 
+def tensorrt_problems(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> list[str]:
+    """One sentence for each reason why TensorRT would not run the graph as it is meant."""
+    problems = operator_problems(model)
+    return problems + (
+        quantization_problems(model, kept_float) if is_quantized(model) else cast_problems(model, kept_float)
+    )
+
+
 def require_tensorrt_graph(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> None:
     """Raise VerificationError, naming the first three problems, unless TensorRT can run the graph as it is meant."""
-    problems = operator_problems(model)
-    problems += quantization_problems(model, kept_float) if is_quantized(model) else cast_problems(model, kept_float)
-    if problems:
+    if problems := tensorrt_problems(model, kept_float):
         raise VerificationError(
             f"the graph is not one for TensorRT: {_first_three(problems)}.",
             "Keep these layers in float, or choose another precision.",
@@ -229,11 +250,7 @@ def _pair_problems(graph: Graph, node: NodeProto) -> list[str]:
     others = graph.consumers.get(node.output[0], [])
     if node.op_type == "QuantizeLinear" and {other.op_type for other in others} != {"DequantizeLinear"}:
         found.append(f"{node.name} is not followed by a DequantizeLinear")
-    if graph.made_by(node.input[0], *WEIGHTED) and any(
-        activation.op_type in _ACTIVATIONS
-        for other in others
-        for activation in graph.consumers.get(other.output[0], [])
-    ):
+    if graph.separates_activation(node):
         found.append(f"{node.name} lies between a layer and its activation function, which then cannot be fused")
     return found
 
