@@ -137,9 +137,10 @@ def _type(graph: Graph, node: NodeProto) -> str:
     """Of the quantised values on a Q's output or a DQ's input, as ONNX calls it, in small letters."""
     name = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
     if name in graph.constants:
-        return TensorProto.DataType.Name(graph.constants[name].data_type).lower()
-    found = graph.types.get(name)
-    return "unknown" if found is None else TensorProto.DataType.Name(found.elem_type).lower()
+        number = graph.constants[name].data_type
+    else:
+        number = graph.types[name].elem_type if name in graph.types else TensorProto.UNDEFINED
+    return str(TensorProto.DataType.Name(number)).lower()
 
 
 def _zero_point(graph: Graph, node: NodeProto) -> bool:
