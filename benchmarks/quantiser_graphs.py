@@ -114,7 +114,7 @@ def _told(shape: GraphShape) -> dict[str, Any]:
         "before activation": shape.before_activation,
         "additions: one / both of all": f"{shape.additions_one} / {shape.additions_both} of {shape.additions}",
         "foreign": " ".join(shape.foreign) or "none",
-        "TensorRT": f"{len(shape.problems)} reasons against" if shape.problems else "accepted",
+        "TensorRT": f"refused ({len(shape.problems)})" if shape.problems else "accepted",
         "problems": shape.problems,
     }
 

@@ -17,6 +17,8 @@ from iekd.deploy.graph_checks import Graph, operator_problems, tensorrt_problems
 from iekd.errors import VerificationError
 
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
+_MOVES = ("Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity")
+"""Change no value: runtimes move Q and DQ past them, and fold them into weights."""
 _EIGHT_BITS = ("INT8", "UINT8", "FLOAT8E4M3FN")
 
 
@@ -36,8 +38,8 @@ class GraphShape:
     per_tensor: int
     """Layers whose weights have one scale."""
     eight_bit_macs: float
-    """Share of the multiplications of Conv, Gemm and MatMul whose two inputs come straight from a DequantizeLinear of
-    8 bits, 0..1."""
+    """Share of the multiplications of Conv, Gemm and MatMul whose two inputs come from a DequantizeLinear of 8 bits,
+    at most turned or reshaped on the way, 0..1."""
     before_activation: int
     """Q/DQ pairs between a layer and its activation function, which TensorRT then does not fuse."""
     additions: int
@@ -59,7 +61,7 @@ def graph_shape(model: onnx.ModelProto) -> GraphShape:
     """
     graph = Graph(_one_image(model))
     pairs = [node for node in graph.nodes if node.op_type in _PAIR]
-    scales = [_scales(graph, node) for node in graph.layers()]
+    scales = [graph.array(node.input[1]) for node in _weight_pairs(graph)]
     quantized = [
         sum(graph.made_by(name, "DequantizeLinear") for name in node.input) for node in graph.residual_additions()
     ]
@@ -69,8 +71,8 @@ def graph_shape(model: onnx.ModelProto) -> GraphShape:
         activation_types=_names(_type(graph, node) for node in pairs if not graph.is_weight(node.input[0])),
         zero_points_are_zero=not any(_zero_point(graph, node) for node in pairs),
         weight_types=_names(_type(graph, node) for node in _weight_pairs(graph)),
-        per_channel=sum(count is not None and count > 1 for count in scales),
-        per_tensor=scales.count(1),
+        per_channel=sum(scale is not None and scale.size > 1 for scale in scales),
+        per_tensor=sum(scale is not None and scale.size == 1 for scale in scales),
         eight_bit_macs=_eight_bit_macs(graph),
         before_activation=sum(graph.separates_activation(node) for node in pairs),
         additions=len(quantized),
@@ -115,22 +117,21 @@ def _eight_bit_macs(graph: Graph) -> float:
 
 
 def _in_8_bits(graph: Graph, name: str) -> bool:
-    return graph.made_by(name, "DequantizeLinear") and _type(graph, graph.producer[name]).upper() in _EIGHT_BITS
+    found = _dequantized_by(graph, name)
+    return found is not None and _type(graph, found).upper() in _EIGHT_BITS
 
 
-def _weight_pairs(graph: Graph) -> Iterator[NodeProto]:
-    """The DequantizeLinear of each layer's weights."""
-    for node in graph.layers():
-        if graph.is_weight(node.input[1]) and graph.made_by(node.input[1], "DequantizeLinear"):
-            yield graph.producer[node.input[1]]
+def _dequantized_by(graph: Graph, name: str) -> NodeProto | None:
+    """The DequantizeLinear that a tensor comes from, at most turned or reshaped since."""
+    while graph.made_by(name, *_MOVES):
+        name = graph.producer[name].input[0]
+    return graph.producer[name] if graph.made_by(name, "DequantizeLinear") else None
 
 
-def _scales(graph: Graph, node: NodeProto) -> int | None:
-    """How many scales a layer's weights have; None where they are not quantised, or it has none."""
-    if not (graph.is_weight(node.input[1]) and graph.made_by(node.input[1], "DequantizeLinear")):
-        return None
-    scale = graph.array(graph.producer[node.input[1]].input[1])
-    return None if scale is None else int(scale.size)
+def _weight_pairs(graph: Graph) -> list[NodeProto]:
+    """The DequantizeLinear of each layer's weights, where they are quantised."""
+    found = (_dequantized_by(graph, node.input[1]) for node in graph.layers())
+    return [node for node in found if node is not None and graph.is_weight(node.input[0])]
 
 
 def _type(graph: Graph, node: NodeProto) -> str:

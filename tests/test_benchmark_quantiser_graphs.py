@@ -53,7 +53,7 @@ def test_ours_is_told_beside_the_libraries_onnx_files(out: Path, capsys: pytest.
     assert board["additions: one / both of all"] == "1 / 0 of 1"
     assert desk["activations"] == "uint8"
     assert desk["problems"]
-    assert desk["TensorRT"] == f"{len(desk['problems'])} reasons against"
+    assert desk["TensorRT"] == f"refused ({len(desk['problems'])})"
     assert min(float(board["dB"]), float(desk["dB"])) > 15
     quantiser_graphs.write_csv(rows, out / "graphs.csv")
     with (out / "graphs.csv").open(encoding="utf-8") as stream:

@@ -98,6 +98,15 @@ def test_the_share_of_multiplications_counts_layers_with_two_quantized_inputs() 
     assert found.eight_bit_macs == pytest.approx(9 / (9 + 9 + 1))
 
 
+def test_weights_may_be_turned_on_their_way() -> None:
+    """torchao's matrices are."""
+    draft = Draft()
+    raw = draft.constant("w", np.ones((5, 8), np.float32))
+    turned = draft.step("Transpose", draft.pair(raw, scales=5), name="turned", perm=[1, 0])
+    found = graph_shape(draft.model(draft.step("MatMul", draft.pair("images"), turned, name="m"), ("batch", 4, 8, 5)))
+    assert (found.eight_bit_macs, found.per_channel, found.weight_types) == (1, 1, ("int8",))
+
+
 def test_four_bits_are_not_eight() -> None:
     draft = Draft()
     raw = draft.constant("w", np.ones((4, 4, 3, 3), np.float32))
