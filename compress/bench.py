@@ -18,6 +18,7 @@ from iekd.deploy.benchmark import PARTS, measure_latency
 from iekd.deploy.engine import source_of
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
+from iekd.deploy.openvino_format import is_openvino, weights_beside
 from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio
 from iekd.deploy.results import Latency
 from iekd.deploy.throughput import measure_throughput
@@ -52,7 +53,7 @@ def bench_files(
     output: Path | None,
     modes: Modes | None = None,
 ) -> list[Table]:
-    """Measure ONNX files, or engines, interleaved in one run; a run folder stands for its teacher and student.
+    """Measure files interleaved in one run: ONNX, .xml or engines; a run folder stands for its teacher and student.
 
     Returns:
         A table of accuracy and latency, and one for each further mode.
@@ -94,6 +95,7 @@ def bench_files(
                 name: {
                     "file": str(path),
                     "sha256": sha256_of(path),
+                    **_weights_sha256(path),
                     "input_shape": list(sessions[name].input_shape),
                     "accuracy": accuracy[name].model_dump(),
                     "latency": run.latency[name].model_dump(),
@@ -142,6 +144,11 @@ def _expand(files: list[Path]) -> list[Path]:
         else:
             paths.append(file)
     return paths
+
+
+def _weights_sha256(path: Path) -> dict[str, str]:
+    """Of the .bin of an .xml, which says nothing of the weights by itself."""
+    return {"weights_sha256": sha256_of(weights_beside(path))} if is_openvino(path) else {}
 
 
 def _names(paths: list[Path]) -> dict[str, Path]:

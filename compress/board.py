@@ -15,6 +15,7 @@ from iekd.compress.variants import read_variants
 from iekd.deploy.backends import get_backend
 from iekd.deploy.bundle import write_bundle
 from iekd.deploy.export import read_metadata
+from iekd.deploy.openvino_format import is_openvino
 from iekd.deploy.report import read_report
 from iekd.deploy.results import Report
 from iekd.errors import InputError
@@ -31,8 +32,10 @@ def bundle_run(run: Path, output: Path, *, images: int = 300, data: ImageData | 
         data: the run's; None: opened as its settings say.
 
     Raises:
-        InputError: the run is unfinished, or its data is not where it was.
+        InputError: no run folder, the run is unfinished, or its data is not where it was.
     """
+    if run.is_file():
+        raise InputError(f"{run} is a file, and a bundle is made of a run.", "Give the folder of a finished run.")
     report = read_report(run / "report.json")
     config = config_of(report)
     data = data or open_data(config)
@@ -50,7 +53,14 @@ def bundle_run(run: Path, output: Path, *, images: int = 300, data: ImageData | 
         host=_host(report),
     )
     size = output.stat().st_size / 1e6
-    return f"{', '.join(models)}; {len(labels)} images; {size:.1f} MB.  On the board: unzip it, then python3 run.py"
+    stays = "".join(
+        f"  {variant.precision} is left out: {variant.file} is in OpenVINO's own format, which no board reads."
+        for variant in read_variants(run)
+        if is_openvino(Path(variant.file))
+    )
+    return (
+        f"{', '.join(models)}; {len(labels)} images; {size:.1f} MB.{stays}  On the board: unzip it, then python3 run.py"
+    )
 
 
 def config_of(report: Report) -> RunConfig:
@@ -59,7 +69,7 @@ def config_of(report: Report) -> RunConfig:
 
 
 def student_files(run: Path) -> dict[str, Path]:
-    """The run's student by precision: ``student.onnx`` is fp32, its variants the others.
+    """The run's ONNX files by precision: ``student.onnx`` is fp32, its variants the others, but for OpenVINO's own.
 
     Raises:
         InputError: there is no exported student.
@@ -68,7 +78,7 @@ def student_files(run: Path) -> dict[str, Path]:
     files |= {variant.precision: run / variant.file for variant in read_variants(run)}
     if not files["fp32"].is_file():
         raise InputError(f"{run} holds no student.onnx.", "Finish the run first.")
-    return {name: path for name, path in files.items() if path.suffix == ".onnx"}
+    return {name: path for name, path in files.items() if not is_openvino(path)}
 
 
 def _some(data: ImageData, preprocessing: Preprocessing, count: int) -> tuple[Any, Any]:

@@ -161,7 +161,7 @@ def export(
 
 @app.command()
 def bench(
-    files: Annotated[list[Path], typer.Argument(help="One or more ONNX files, measured interleaved, or a run folder.")],
+    files: Annotated[list[Path], typer.Argument(help="ONNX or .xml files, measured interleaved, or a run folder.")],
     data: Annotated[str, typer.Option(help="Images to run on, and to judge accuracy by.")] = "digits",
     val_fraction: Annotated[float | None, typer.Option(help="As for the main job.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
@@ -176,7 +176,7 @@ def bench(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for traces and bench.json.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure accuracy and latency of ONNX files that carry their preprocessing."""
+    """Measure accuracy and latency of files that carry their preprocessing; an .xml wants --backend openvino."""
     from iekd.compress.bench import Modes, bench_files
 
     for table in bench_files(
@@ -195,7 +195,7 @@ def bench(
 
 @app.command()
 def predict(
-    model: Annotated[Path, typer.Argument(help="ONNX file that a run wrote.")],
+    model: Annotated[Path, typer.Argument(help="ONNX or .xml file that a run wrote.")],
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     debug: Debug = False,
 ) -> None:

@@ -51,8 +51,10 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         from iekd.compress.engines import build_engines, check_target
         from iekd.deploy.device.inspector import describe, inspect_engine
         from iekd.deploy.engine import BuildSettings
+        from iekd.deploy.openvino_format import refuse_openvino
 
         check_target(target)
+        refuse_openvino(model, "TensorRT", "Give the run's ONNX file, such as RUN/student.onnx.")
         settings = BuildSettings(
             batch=_range("--batch", batch),
             height=None if height is None else _range("--height", height),

@@ -13,6 +13,8 @@ from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.targets import TARGETS
 from iekd.deploy.export import read_metadata
+from iekd.deploy.graph_checks import FLOAT_INSTEAD
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError, unknown_name
 from iekd.models.checkpoint import load_artefact, read_description
 
@@ -52,6 +54,7 @@ def quantize_file(
     schemes = TARGETS[target].schemes
     if precision not in schemes:
         raise unknown_name(f"precision of {target}", precision, schemes)
+    refuse_openvino(model, "quantisation", FLOAT_INSTEAD)
     images = load_data(data)
     if read_metadata(model).classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")

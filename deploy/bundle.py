@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from iekd.deploy import device
 from iekd.deploy.device.manifest import MANIFEST, make_manifest
 from iekd.deploy.export import ModelMetadata, read_metadata
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError
 from iekd.files import atomic_file
 from iekd.models.preprocessing import Preprocessing
@@ -107,6 +108,8 @@ def _agreed(
     """What all the models say of themselves, which must be the same and what the caller says."""
     if not models:
         raise InputError("a bundle needs at least one model.", "Give the ONNX file of each precision.")
+    for path in models.values():
+        refuse_openvino(path, "a board", "Give the ONNX file of that precision, or leave it out.")
     told = {name: read_metadata(path) for name, path in models.items()}
     first, about = next(iter(told.items()))
     expected = ModelMetadata(

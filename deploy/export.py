@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from iekd import __version__
+from iekd.deploy.openvino_format import is_openvino, read_entries
 from iekd.errors import InputError, VerificationError
 from iekd.files import atomic_file
 from iekd.models.preprocessing import Preprocessing
@@ -122,18 +123,13 @@ def sketch_onnx(network: nn.Module, path: Path, size: int) -> None:
 
 
 def read_metadata(path: Path) -> ModelMetadata:
-    """What :func:`export_onnx` recorded in the file.
+    """What :func:`export_onnx` recorded in the file, and quantisation passed on, to OpenVINO's own format too.
 
     Raises:
-        InputError: not ONNX, or without our metadata.
+        InputError: neither ONNX nor OpenVINO's format, or without our metadata.
+        EnvironmentMissingError: an .xml, and OpenVINO is not installed.
     """
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except FileNotFoundError as error:
-        raise InputError(f"no ONNX file at {path}.", "Check the path.") from error
-    except Exception as error:
-        raise InputError(f"{path} is not an ONNX file.", "Give a file that iekd-compress exported.") from error
-    entries = {entry.key: entry.value for entry in model.metadata_props}
+    entries = read_entries(path) if is_openvino(path) else _onnx_entries(path)
     if not {"classes", "preprocessing"} <= entries.keys():
         raise InputError(
             f"{path} says nothing of its classes and preprocessing.", "Give a file that iekd-compress exported."
@@ -143,6 +139,16 @@ def read_metadata(path: Path) -> ModelMetadata:
         tuple(json.loads(entries["classes"])),
         Preprocessing.from_json(entries["preprocessing"]),
     )
+
+
+def _onnx_entries(path: Path) -> dict[str, str]:
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except FileNotFoundError as error:
+        raise InputError(f"no ONNX file at {path}.", "Check the path.") from error
+    except Exception as error:
+        raise InputError(f"{path} is not an ONNX file.", "Give a file that iekd-compress exported.") from error
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

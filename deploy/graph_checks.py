@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.deploy.tensorrt_operators import OPERATORS
 from iekd.errors import InputError, VerificationError
 
@@ -26,6 +27,7 @@ WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply: what quantisation is about."""
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 LOW_PRECISION = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+FLOAT_INSTEAD = "Give the float32 ONNX file that it was made from, such as RUN/student.onnx."
 _ACTIVATIONS = ("Relu", "Clip", "HardSwish", "Sigmoid", "HardSigmoid", "Gelu", "LeakyRelu", "Tanh", "Mish")
 _SIGNED = (TensorProto.INT8, TensorProto.FLOAT8E4M3FN)
 
@@ -93,6 +95,21 @@ class Graph:
         following = self.next_layers(node)
         return node.name in kept_float or bool(following and following <= set(kept_float))
 
+    def separates_activation(self, node: NodeProto) -> bool:
+        """Is the node a QuantizeLinear between a layer, with its bias, and the layer's activation function?"""
+        name = node.input[0]
+        if self.made_by(name, "Add") and any(self.is_weight(other) for other in self.producer[name].input):
+            name = next((other for other in self.producer[name].input if not self.is_weight(other)), name)
+        return (
+            node.op_type == "QuantizeLinear"
+            and self.made_by(name, *WEIGHTED)
+            and any(
+                activation.op_type in _ACTIVATIONS
+                for other in self.consumers.get(node.output[0], [])
+                for activation in self.consumers.get(other.output[0], [])
+            )
+        )
+
     def residual_additions(self) -> list[NodeProto]:
         """Additions of two feature maps (N, C, H, W); biases and the token additions of transformers are none."""
         return [
@@ -123,8 +140,9 @@ def load_float(path: Path) -> onnx.ModelProto:
     """A float32 ONNX model.
 
     Raises:
-        InputError: missing, not ONNX, quantised already, or cast to a lower precision already.
+        InputError: missing, not ONNX, OpenVINO's own format, quantised already, or cast to a lower precision already.
     """
+    refuse_openvino(path, "quantisation", FLOAT_INSTEAD)
     try:
         model = onnx.load(str(path))
         onnx.checker.check_model(model)
@@ -196,11 +214,17 @@ def cast_problems(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> l
     return problems
 
 
+def tensorrt_problems(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> list[str]:
+    """One sentence for each reason why TensorRT would not run the graph as it is meant."""
+    problems = operator_problems(model)
+    return problems + (
+        quantization_problems(model, kept_float) if is_quantized(model) else cast_problems(model, kept_float)
+    )
+
+
 def require_tensorrt_graph(model: onnx.ModelProto, kept_float: Collection[str] = ()) -> None:
     """Raise VerificationError, naming the first three problems, unless TensorRT can run the graph as it is meant."""
-    problems = operator_problems(model)
-    problems += quantization_problems(model, kept_float) if is_quantized(model) else cast_problems(model, kept_float)
-    if problems:
+    if problems := tensorrt_problems(model, kept_float):
         raise VerificationError(
             f"the graph is not one for TensorRT: {_first_three(problems)}.",
             "Keep these layers in float, or choose another precision.",
@@ -226,11 +250,7 @@ def _pair_problems(graph: Graph, node: NodeProto) -> list[str]:
     others = graph.consumers.get(node.output[0], [])
     if node.op_type == "QuantizeLinear" and {other.op_type for other in others} != {"DequantizeLinear"}:
         found.append(f"{node.name} is not followed by a DequantizeLinear")
-    if graph.made_by(node.input[0], *WEIGHTED) and any(
-        activation.op_type in _ACTIVATIONS
-        for other in others
-        for activation in graph.consumers.get(other.output[0], [])
-    ):
+    if graph.separates_activation(node):
         found.append(f"{node.name} lies between a layer and its activation function, which then cannot be fused")
     return found
 

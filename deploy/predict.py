@@ -10,17 +10,23 @@ from PIL import Image
 
 from iekd.deploy.backends import get_backend
 from iekd.deploy.export import read_metadata
+from iekd.deploy.openvino_format import is_openvino
 from iekd.errors import InputError
 
 
-def predict(model: Path, images: Sequence[Path], *, backend: str = "onnxruntime") -> Iterator[tuple[Path, str, float]]:
+def predict(model: Path, images: Sequence[Path], *, backend: str | None = None) -> Iterator[tuple[Path, str, float]]:
     """For each image its path, the class name and the share that softmax gives it.
+
+    Args:
+        model: a file that iekd-compress wrote, ONNX or .xml.
+        images: image files.
+        backend: None: OpenVINO for an .xml, which nothing else runs, ONNX Runtime for all others.
 
     Raises:
         InputError: the file is not one of ours, or an image cannot be read.
     """
     metadata = read_metadata(model)
-    session = get_backend(backend).load(model)
+    session = get_backend(backend or ("openvino" if is_openvino(model) else "onnxruntime")).load(model)
     for path in images:
         try:
             with Image.open(path) as image:

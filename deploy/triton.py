@@ -17,6 +17,7 @@ from typing import Any
 from iekd.deploy.device.engine_cache import Manifest, onnx_sha256
 from iekd.deploy.engine import domain_errors
 from iekd.deploy.export import read_metadata
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError
 from iekd.files import atomic_folder, sha256_of
 
@@ -121,6 +122,7 @@ def read_interface(onnx: Path) -> Interface:
     """
     import onnx as onnx_
 
+    refuse_openvino(onnx, "serve-config", "Give the run's ONNX file, such as RUN/student.onnx.")
     metadata = read_metadata(onnx)
     graph = onnx_.load(str(onnx), load_external_data=False).graph
     dims = list(graph.input[0].type.tensor_type.shape.dim)

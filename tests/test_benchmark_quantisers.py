@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+import quantisers
 from quantisers import gaps
 
 
@@ -34,3 +38,16 @@ def test_a_ratio_from_fresh_processes_counts_before_that_of_one() -> None:
     table = rows("a", ours=(0, 3), other=(0, 2), slow=(0, 10))
     table[1]["repeated"] = {"value": 1.01}
     assert gaps(table)["latency_ratio"] == 1.01
+
+
+@pytest.mark.parametrize(("given", "epochs"), [([], {"a": 40, "b": None}), (["--epochs", "3"], {"a": 3, "b": 3})])
+def test_a_student_that_learns_slowly_has_epochs_of_its_own(
+    given: list[str], epochs: dict[str, int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(quantisers, "EPOCHS", {"a": 40})
+    monkeypatch.setattr(quantisers, "make_config", lambda values: asked.append(values) or SimpleNamespace(**values))
+    monkeypatch.setattr(quantisers, "run_stages", lambda *_given, **_named: None)
+    for student in epochs:
+        quantisers.train("teacher", student, quantisers.parser().parse_args(given), Path("run"), until="export")
+    assert {values["student"]: values["epochs"] for values in asked} == epochs

@@ -20,11 +20,10 @@ import onnx
 
 from iekd.compress.calibration import Calibration
 from iekd.compress.quantizers.onnxruntime import is_transformer
+from iekd.deploy.openvino_format import SUFFIX, write_entries
 from iekd.errors import EnvironmentMissingError
 
 INSTALL = "pip install 'iekd-compress[quantize]'"
-METADATA = "iekd"
-"""Section of the file's runtime information that holds what our ONNX files hold as metadata."""
 
 
 class Nncf:
@@ -35,7 +34,7 @@ class Nncf:
         preset: NNCF's: performance (symmetric activations), or mixed; its one method.
     """
 
-    suffix = ".xml"
+    suffix = SUFFIX
 
     def __init__(self, calibration: Calibration, *, preset: str) -> None:
         _require()
@@ -62,9 +61,8 @@ class Nncf:
                 ignored_scope=nncf.IgnoredScope(names=ignored) if ignored else None,
                 advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),  # 7-bit weights
             )
-        for entry in self._calibration.model.metadata_props:
-            quantized.set_rt_info(entry.value, [METADATA, entry.key])
-        quantized.set_rt_info("int8", [METADATA, "precision"])
+        entries = {entry.key: entry.value for entry in self._calibration.model.metadata_props}
+        write_entries(quantized, {**entries, "precision": "int8"})
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
 
     def _float_model(self) -> Any:
@@ -74,16 +72,6 @@ class Nncf:
             file = Path(folder) / "float.onnx"
             onnx.save(self._calibration.model, str(file))
             return openvino.Core().read_model(file).clone()
-
-
-def read_ir_metadata(path: Path) -> dict[str, str]:
-    """What :class:`Nncf` recorded in an .xml file, by the keys of our ONNX files' metadata; empty if nothing."""
-    import openvino
-
-    model = openvino.Core().read_model(path)
-    if not model.has_rt_info([METADATA]):
-        return {}
-    return {str(key): str(value) for key, value in model.get_rt_info([METADATA]).value.items()}
 
 
 def _names(model: Any) -> list[str]:

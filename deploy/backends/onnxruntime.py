@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from iekd.deploy.backends import Array, BatchRange, Session, check_images
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import EnvironmentMissingError, InputError
 
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -31,6 +32,7 @@ class OnnxRuntime:
     def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
         """See :class:`iekd.deploy.backends.Backend`; the TensorRT provider builds for the batches that it is given."""
         self.require()
+        refuse_openvino(path, "ONNX Runtime", "Add --backend openvino, or give the ONNX file.")
         if not path.is_file():
             raise InputError(f"no ONNX file at {path}.", "Check the path.")
         return OnnxSession(path, self.provider, threads)

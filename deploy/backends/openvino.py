@@ -1,4 +1,4 @@
-"""OpenVINO, for x86 edge boxes: reads the same ONNX files.
+"""OpenVINO, for x86 edge boxes: reads the same ONNX files, and those in its own format.
 
 On a processor with AMX or AVX512-BF16 OpenVINO computes float32 files in bfloat16 unless told otherwise.  The
 precision lies in the file here: ``openvino`` computes what the file says, ``openvino-bf16`` says by its name that it
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from iekd.deploy.backends import Array, BatchRange, Session, check_images
+from iekd.deploy.openvino_format import INSTALL, is_openvino, weights_beside
 from iekd.errors import EnvironmentMissingError, InputError
 
-INSTALL = "pip install 'iekd-compress[openvino]'"
 KEPT_SHAPES = 4
 """Compiled networks that a session keeps, one for each batch size: fixed shapes run 2 to 4 % faster than dynamic ones
 (docs/log.md), and a data set needs two, the batch and its remainder."""
@@ -25,7 +25,7 @@ KEPT_SHAPES = 4
 
 @dataclass(frozen=True)
 class OpenVino:
-    """Opens ONNX files on the CPU, computing float32 layers in ``precision``."""
+    """Opens ONNX and .xml files on the CPU, computing float32 layers in ``precision``."""
 
     precision: str
     """OpenVINO's name: f32 or bf16.  Layers that the file quantises stay int8."""
@@ -43,13 +43,15 @@ class OpenVino:
     def load(self, path: Path, *, threads: int = 0, batch: int = 1) -> Session:
         """See :class:`iekd.deploy.backends.Backend`."""
         self.require()
-        if not path.is_file():
+        if is_openvino(path):
+            weights_beside(path)
+        elif not path.is_file():
             raise InputError(f"no ONNX file at {path}.", "Check the path.")
         return OpenVinoSession(path, self.precision, threads)
 
 
 class OpenVinoSession:
-    """One ONNX file, compiled for one request in flight, anew for each batch size that it meets.
+    """One file, compiled for one request in flight, anew for each batch size that it meets.
 
     Args:
         path: the file; one input (N, C, H, W), one output (N, classes).

@@ -10,6 +10,7 @@ from iekd.deploy.backends import Array, BatchRange, Session
 from iekd.deploy.device.engine import BuildSettings, this_machine
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import build, domain_errors
+from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError
 
 
@@ -36,6 +37,7 @@ class TensorRT:
         An ONNX file is built for at least ``batch``; an engine takes what it was built for.
         """
         self.require()
+        refuse_openvino(path, "TensorRT", "Give the ONNX file, or measure this one with --backend openvino.")
         if not path.is_file():
             raise InputError(f"no engine or ONNX file at {path}.", "Check the path.")
         engine = build(path, self.settings.covering(batch)).path if path.suffix == ".onnx" else path

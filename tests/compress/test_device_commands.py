@@ -48,8 +48,19 @@ def test_a_run_travels_as_a_bundle_and_comes_back_into_its_report(own_run: Path,
     named = command("report", str(own_run), "--add", str(result), "--name", "Desk 2", cwd=tmp_path)
     assert str(own_run / "devices" / "desk-2.json") in named.stdout, named.stderr
     assert len(list((own_run / "devices").iterdir())) == 2
+    assert "left out" not in made.stdout
     limits = json.loads((place / "limits.json").read_text())
     assert 0 < limits["min_accuracy"] <= 1
+
+
+def test_a_bundle_says_what_stays_behind(own_run: Path, tmp_path: Path) -> None:
+    (own_run / "variants").mkdir(exist_ok=True)
+    entry = {"precision": "int8", "file": "variants/student-int8.xml", "how": "nncf, mixed"}
+    (own_run / "variants" / "variants.json").write_text(json.dumps({"variants": [entry], "refused": []}))
+    made = command("bundle", str(own_run), "-o", "student.zip", "--images", "4", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "fp32; 4 images" in made.stdout
+    assert "int8 is left out: variants/student-int8.xml is in OpenVINO's own format" in made.stdout
 
 
 def test_a_model_repository_for_triton(own_run: Path, tmp_path: Path) -> None:
