@@ -33,6 +33,10 @@ out = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes 
 err = Console(stderr=True)
 
 
+DEFECT = 70
+"""Exit status of a program's own defect (EX_SOFTWARE of sysexits.h), as the board's ``run.py`` has it."""
+
+
 def main() -> None:
     """Entry point of ``iekd-compress``: domain errors become one line and an exit code here and nowhere else."""
     debug = "--debug" in sys.argv
@@ -52,6 +56,10 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         os._exit(0)  # the reader of our output has gone; flushing to it would raise again
+    except Exception:  # an exit status of 1 would pass for a verdict
+        traceback.print_exc()
+        err.print("this is a defect of iekd-compress; what was finished is kept.", highlight=False)
+        sys.exit(DEFECT)
 
 
 def _escaped(text: str) -> str:

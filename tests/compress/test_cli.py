@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from small import arguments, command, refused
 
+from iekd.compress import cli
 from iekd.compress.search_command import search_instead
 from iekd.files import sha256_of
 
@@ -208,6 +209,19 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = command(*arguments(teacher="resnet5o"), "--debug", cwd=tmp_path)
     assert result.returncode == 2
     assert "Traceback" in result.stderr
+
+
+def test_a_defect_does_not_pass_for_a_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("never thought of")
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 70
+    assert "RuntimeError: never thought of" in capsys.readouterr().err
 
 
 def test_options_before_a_subcommand_are_not_lost_in_silence() -> None:
