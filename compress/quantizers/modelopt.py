@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from iekd.compress.calibration import Calibration
 from iekd.errors import EnvironmentMissingError
@@ -33,7 +36,7 @@ class Fp8:
 
         source = path.with_name(f"{path.stem}-float.onnx")
         onnx.save(self._calibration.model, str(source))
-        with _quiet():
+        with _quiet(), _quantizer_kept():
             quantize(
                 str(source),
                 quantize_mode="fp8",
@@ -53,6 +56,37 @@ def _require() -> None:
     except ImportError as error:
         lacks = f"{error.name} is missing" if error.name else str(error).splitlines()[0]  # modelopt raises its own
         raise EnvironmentMissingError(f"nvidia-modelopt is not installed whole ({lacks}).", INSTALL) from error
+
+
+@contextlib.contextmanager
+def _quantizer_kept() -> Iterator[None]:
+    """Undo what modelopt does to ONNX Runtime's quantiser, which INT8 files are made with in the same process.
+
+    It replaces methods of its classes and entries of its registries, and never puts them back.
+    """
+    import onnxruntime.quantization  # noqa: F401
+
+    modules = [module for name, module in sys.modules.items() if name.startswith("onnxruntime.quantization")]
+    values = [value for module in modules for value in vars(module).values()]
+    owners: list[ModuleType | type] = [*modules, *(value for value in values if _is_quantizer_class(value))]
+    attributes = [(owner, dict(vars(owner))) for owner in owners]
+    tables = [(value, dict(value)) for value in values if isinstance(value, dict)]
+    try:
+        yield
+    finally:
+        for owner, before in attributes:
+            for name in [name for name in vars(owner) if name not in before]:
+                delattr(owner, name)
+            for name, value in before.items():
+                if vars(owner).get(name) is not value:
+                    setattr(owner, name, value)
+        for table, entries in tables:
+            table.clear()
+            table.update(entries)
+
+
+def _is_quantizer_class(value: Any) -> bool:
+    return isinstance(value, type) and value.__module__.startswith("onnxruntime.quantization")
 
 
 @contextlib.contextmanager

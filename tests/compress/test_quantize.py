@@ -193,6 +193,20 @@ def test_a_limit_that_cannot_be_met_writes_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["float.onnx"]
 
 
+def test_fp8_leaves_the_quantiser_of_int8_as_it_was(tmp_path: Path) -> None:
+    """modelopt replaces parts of ONNX Runtime's quantiser; a search goes on to the next network's INT8 after FP8."""
+    from onnxruntime.quantization import calibrate
+    from onnxruntime.quantization.registry import QDQRegistry
+
+    source = write(tmp_path / "float.onnx", width=32)
+    parts = (calibrate.HistogramCollector.collect_value, calibrate.CalibraterBase.__init__, dict(QDQRegistry))
+    settings = QuantizeSettings(**{**FEW.__dict__, "methods": ("percentile",), "max_drop": None})
+    for name, scheme in (("a", "int8-tensorrt"), ("fp8", "fp8-tensorrt"), ("b", "int8-tensorrt")):
+        quantize(source, tmp_path / f"{name}.onnx", scheme=scheme, settings=settings, **given(source))  # type: ignore[arg-type]
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert parts == (calibrate.HistogramCollector.collect_value, calibrate.CalibraterBase.__init__, dict(QDQRegistry))
+
+
 def test_an_fp8_graph_computes_what_the_float_network_does(tmp_path: Path) -> None:
     source = write(tmp_path / "float.onnx", width=32)
     result = quantize(source, tmp_path / "q.onnx", scheme="fp8-tensorrt", settings=FEW, **given(source))  # type: ignore[arg-type]
