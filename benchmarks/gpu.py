@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -37,8 +35,6 @@ CLASSES = 1000
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 CALIBRATION_IMAGES = 16
 """Random ones: enough for ranges that a kernel can be timed with."""
-APART = ("fp8-tensorrt",)
-"""Schemes whose library, modelopt, changes ONNX Runtime's quantiser for whoever comes after it in the same process."""
 CONVERTED = {"onnxruntime-cuda": "cuda", "tensorrt": "tensorrt"}
 """Backends that are also measured in other precisions, and the target whose schemes make the files."""
 
@@ -112,9 +108,6 @@ def open_converted(backend: str, onnx: Path, precision: str, scheme: str, batch:
     runtime.require()
     if backend == "tensorrt":
         check_precision(precision)
-    if scheme in APART:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            return runtime.load(process.submit(convert, onnx, scheme).result(), batch=batch)
     return runtime.load(convert(onnx, scheme), batch=batch)
 
 

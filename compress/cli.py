@@ -17,7 +17,7 @@ from rich.console import Console
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
 from iekd.compress.search_command import add_search, search_instead
-from iekd.errors import EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
+from iekd.errors import EXIT_DEFECT, EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,10 +31,6 @@ app = typer.Typer(
 )
 out = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
 err = Console(stderr=True)
-
-
-DEFECT = 70
-"""Exit status of a program's own defect (EX_SOFTWARE of sysexits.h), as the board's ``run.py`` has it."""
 
 
 def main() -> None:
@@ -59,7 +55,7 @@ def main() -> None:
     except Exception:  # an exit status of 1 would pass for a verdict
         traceback.print_exc()
         err.print("this is a defect of iekd-compress; what was finished is kept.", highlight=False)
-        sys.exit(DEFECT)
+        sys.exit(EXIT_DEFECT)
 
 
 def _escaped(text: str) -> str:

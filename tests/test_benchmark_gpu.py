@@ -77,5 +77,5 @@ def test_a_file_of_an_earlier_run_is_not_taken_for_this_one_s(tmp_path: Path, mo
     shop.install(monkeypatch)
     found = rows(tmp_path, monkeypatch)
     assert float(found["tensorrt-fp16"]["median_ms"]) > 0
-    fp8 = found["tensorrt-fp8"]  # from a process of its own, whether its library is here or not
+    fp8 = found["tensorrt-fp8"]
     assert "nvidia-modelopt" in fp8["note"] if fp8["note"] else float(fp8["median_ms"]) > 0

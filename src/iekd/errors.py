@@ -13,6 +13,8 @@ EXIT_KEPT = 0
 EXIT_MISSED = 1
 EXIT_BAD_INPUT = 2
 EXIT_ENVIRONMENT = 3
+EXIT_DEFECT = 70
+"""EX_SOFTWARE of sysexits.h, as the board's ``run.py`` has it."""
 
 
 class IekdError(Exception):
