@@ -85,6 +85,19 @@ def prepare(runtime: str, onnx: Path, cache: Path, *, settings: BuildSettings, s
     return Ready(runtime, plan, engine)
 
 
+def accelerators(runtime: str) -> int:
+    """How many Deep Learning Accelerators engines could be built for; none for a runtime without engines.
+
+    Raises:
+        DeviceError: TensorRT, which alone knows, does not start.
+    """
+    if runtime != "tensorrt":
+        return 0
+    from .engine import dla_cores
+
+    return dla_cores()
+
+
 def open_session(ready: Ready, *, threads: int) -> Session:
     """A session of what was prepared.
 

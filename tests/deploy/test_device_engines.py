@@ -32,6 +32,7 @@ class Board:
         self.calls: list[str] = []
         self.settings: list[BuildSettings] = []
         self.fails: dict[str, DeviceError] = {}
+        self.accelerators = 0
         board = self
 
         class EngineSession(OnnxSession):
@@ -55,6 +56,10 @@ class Board:
         if call in self.fails:
             raise self.fails[call]
 
+    def dla_cores(self) -> int:
+        self.note("probe")
+        return self.accelerators
+
     def build_engine(self, onnx: Path, settings: Any, cache: Path, *, progress: Any = None, log: Any = None) -> Path:
         self.note(f"build {onnx.stem}")
         self.settings.append(settings)
@@ -72,7 +77,7 @@ class Board:
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     board = Board()
-    engine = types.SimpleNamespace(build_engine=board.build_engine)
+    engine = types.SimpleNamespace(build_engine=board.build_engine, dla_cores=board.dla_cores)
     session = types.SimpleNamespace(EngineSession=board.session)
     monkeypatch.setitem(sys.modules, "tensorrt", types.SimpleNamespace(__version__="10.3.0"))
     monkeypatch.setitem(sys.modules, "iekd.deploy.device.engine", engine)
@@ -104,7 +109,7 @@ def test_all_engines_are_built_before_the_first_is_opened(
 ) -> None:
     """An open engine holds memory that the next build needs."""
     assert run.main(QUICK, folder) == 0
-    assert board.calls == ["build fp16", "build fp32", "open fp16", "open fp32", "close", "close"]
+    assert board.calls == ["build fp16", "build fp32", "probe", "open fp16", "open fp32", "close", "close"]
     assert board.settings == [BuildSettings()] * 2
     result = result_of(folder)
     assert result["runtime"] == {"name": "tensorrt", "version": "10.3.0"}
@@ -153,6 +158,27 @@ def test_engines_are_built_as_asked_for(board: Board, folder: Path, given: list[
     assert board.settings == [settings] * 3
     settings.check()
     assert BuildSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in _told(folder).items()}) == settings
+
+
+@pytest.mark.parametrize(("found", "words"), [(1, "1 Deep Learning Accelerator:"), (2, "Accelerators:")])
+def test_an_accelerator_that_was_not_asked_for_is_told(board: Board, folder: Path, found: int, words: str) -> None:
+    board.accelerators = found
+    assert run.main(QUICK, folder) == 0
+    (note,) = [note for note in result_of(folder)["notes"] if "Accelerator" in note]
+    assert words in note
+    command = shlex.split(note.split(": ", 1)[1].removesuffix(" measures there."))
+    assert run.main([*QUICK, *command[2:4], "--output", str(folder / command[5])], folder) == 0
+    assert board.settings[-1].dla_core == 0
+    assert board.calls.count("probe") == 1  # who asks for it is not told of it
+    assert not [note for note in result_of(folder / "on-dla")["notes"] if "Accelerator" in note]
+
+
+@pytest.mark.parametrize("trouble", [None, DeviceError("TensorRT does not start.")])
+def test_a_board_without_accelerators_is_told_nothing(board: Board, folder: Path, trouble: DeviceError | None) -> None:
+    board.fails = {"probe": trouble} if trouble else {}
+    assert run.main(QUICK, folder) == 0
+    assert not [note for note in result_of(folder)["notes"] if "Accelerator" in note]
+    assert board.calls.count("probe") == 1
 
 
 def _told(folder: Path) -> dict[str, Any]:
