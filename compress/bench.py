@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +12,18 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from iekd.compress import bench_tables
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.views import ViewDataset, auto_workers, plain_loader
 from iekd.deploy.accuracy import measure_accuracy
-from iekd.deploy.backends import Session, get_backend
-from iekd.deploy.benchmark import PARTS, measure_latency
+from iekd.deploy.backends import Array, Session, get_backend
+from iekd.deploy.benchmark import LatencyRun, measure_latency
 from iekd.deploy.engine import source_of
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.openvino_format import is_openvino, weights_beside
 from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio
-from iekd.deploy.results import Latency
+from iekd.deploy.results import Accuracy
 from iekd.deploy.throughput import measure_throughput
 from iekd.errors import InputError
 from iekd.files import sha256_of, write_json
@@ -39,6 +42,17 @@ class Modes:
     """Fresh processes in which the ratio of two files is measured again; 0: none."""
     publishable: float = 0.0
     """Seconds of each of MLPerf's two long measurements; 0: none."""
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """One file, and what it is measured with."""
+
+    path: Path
+    session: Session
+    images: Array
+    """Some of the data, as this file wants them: (N, 3, H, W)."""
+    accuracy: Accuracy
 
 
 def bench_files(
@@ -60,64 +74,100 @@ def bench_files(
 
     Raises:
         InputError: a file is missing, says nothing of its preprocessing, does not take ``batch`` images, or was made
-            for other classes than the data's.
+            for other classes than the data's; or the files take images of different sizes.
     """
-    paths, modes = _expand(files), modes or Modes()
+    paths, modes, folder = _expand(files), modes or Modes(), output or Path("bench")
     if modes.repeat and len(paths) != 2:
         raise InputError(f"--repeat measures the ratio of two files, not of {len(paths)}.", "Give two.")
     cores = threads or len(os.sched_getaffinity(0))
     images = load_data(data, val_fraction=val_fraction)
-    names = _names(paths)
-    needed = max(batch, MULTI_STREAM_SAMPLES if modes.publishable else 1)
-    sessions = {name: get_backend(backend).load(path, threads=cores, batch=needed) for name, path in names.items()}
-    inputs, accuracy = {}, {}
-    for name, path in names.items():
-        _check_batch(path, sessions[name], batch, needed)
-        metadata = read_metadata(path if path.suffix != ".engine" else source_of(path))
-        if metadata.classes != images.classes:
-            raise InputError(
-                f"{path} knows {len(metadata.classes)} classes, {data} has {len(images.classes)} others.",
-                "Give --data that it was made for.",
-            )
-        inputs[name] = _some(images, metadata.preprocessing, max(LATENCY_IMAGES, batch, MULTI_STREAM_SAMPLES))
-        accuracy[name], _ = measure_accuracy(sessions[name], _batches(images, metadata.preprocessing), images.classes)
-    if len({array.shape for array in inputs.values()}) > 1:
+    largest = max(batch, MULTI_STREAM_SAMPLES if modes.publishable else 1)
+    with contextlib.ExitStack() as stack:
+        opened: dict[str, _Opened] = {}
+        sessions: dict[str, Session] = {}
+        for name, path in _names(paths).items():
+            sessions[name] = get_backend(backend).load(path, threads=cores, batch=largest)
+            stack.callback(sessions[name].close)
+        for name, path in _names(paths).items():
+            _check_batch(path, sessions[name], batch, largest)
+            opened[name] = _judge(path, sessions[name], images, data, max(LATENCY_IMAGES, largest))
+        feed = _one_size(opened)
+        run = measure_latency(sessions, feed, folder=folder, batch=batch, seconds=seconds)
+        _record(opened, run, cores, folder)
+        accuracy = {name: file.accuracy for name, file in opened.items()}
+        tables = [bench_tables.latency_table(accuracy, run, folder), *bench_tables.parts_tables(run.latency)]
+        tables += _long_modes(sessions, feed, folder, batch, seconds, modes)
+    if modes.repeat:  # in processes of their own, which want the memory that the sessions held
+        first, second = (Candidate(path, backend, cores) for path in paths)
+        found = repeat_ratio(
+            first, second, feed, folder=folder / "repeat", processes=modes.repeat, batch=batch, seconds=seconds
+        )
+        tables.append(bench_tables.repeated_table(f"{paths[0].stem} / {paths[1].stem}", found, modes.repeat))
+    return tables
+
+
+def _judge(path: Path, session: Session, images: ImageData, data: str, count: int) -> _Opened:
+    """The file's accuracy, and ``count`` images for its latency."""
+    metadata = read_metadata(path if path.suffix != ".engine" else source_of(path))
+    if metadata.classes != images.classes:
+        raise InputError(
+            f"{path} knows {len(metadata.classes)} classes, {data} has {len(images.classes)} others.",
+            "Give --data that it was made for.",
+        )
+    accuracy, _ = measure_accuracy(session, _batches(images, metadata.preprocessing), images.classes)
+    return _Opened(path, session, _some(images, metadata.preprocessing, count), accuracy)
+
+
+def _one_size(opened: dict[str, _Opened]) -> Array:
+    """The images that all files are fed with."""
+    if len({file.images.shape for file in opened.values()}) > 1:
         raise InputError(
             "these files take inputs of different sizes, so one interleaved run would compare unlike things.",
             "Give files of one input size, or measure them one by one.",
         )
-    folder = output or Path("bench")
-    run = measure_latency(sessions, next(iter(inputs.values())), folder=folder, batch=batch, seconds=seconds)
-    write_json(
-        folder / "bench.json",
-        {
-            "models": {
-                name: {
-                    "file": str(path),
-                    "sha256": sha256_of(path),
-                    **_weights_sha256(path),
-                    "input_shape": list(sessions[name].input_shape),
-                    "accuracy": accuracy[name].model_dump(),
-                    "latency": run.latency[name].model_dump(),
-                    "backend": sessions[name].describe(),
-                }
-                for name, path in names.items()
-            },
-            "fingerprint": fingerprint(cores).model_dump(),
-        },
-    )
-    tables = [_table(names, accuracy, run, folder), *_parts(run.latency)]
-    images_used = next(iter(inputs.values()))
+    return next(iter(opened.values())).images
+
+
+def _record(opened: dict[str, _Opened], run: LatencyRun, cores: int, folder: Path) -> None:
+    """``bench.json``."""
+    models = {
+        name: {
+            "file": str(file.path),
+            "sha256": sha256_of(file.path),
+            **_weights_sha256(file.path),
+            "input_shape": list(file.session.input_shape),
+            "accuracy": file.accuracy.model_dump(),
+            "latency": run.latency[name].model_dump(),
+            "backend": file.session.describe(),
+        }
+        for name, file in opened.items()
+    }
+    write_json(folder / "bench.json", {"models": models, "fingerprint": fingerprint(cores).model_dump()})
+
+
+def _long_modes(
+    sessions: dict[str, Session], images: Array, folder: Path, batch: int, seconds: float, modes: Modes
+) -> Iterator[Table]:
+    """Throughput and MLPerf's figures, where asked for."""
     if modes.streams:
-        tables.append(_throughput(sessions, images_used, folder, batch, modes.streams, seconds))
+        rates = {
+            name: measure_throughput(
+                session,
+                images,
+                trace=folder / f"throughput-{name}.npz",
+                batch=batch,
+                streams=modes.streams,
+                seconds=seconds,
+            )
+            for name, session in sessions.items()
+        }
+        yield bench_tables.throughput_table(rates)
     if modes.publishable:
-        tables.append(_publishable(sessions, images_used, folder, modes.publishable))
-    if modes.repeat:
-        for session in sessions.values():
-            session.close()
-        sides = [Candidate(path, backend, cores) for path in paths]
-        tables.append(_repeated(sides, images_used, folder / "repeat", modes.repeat, batch, seconds))
-    return tables
+        long = {
+            name: measure_publishable(session, images, folder=folder / f"publishable-{name}", seconds=modes.publishable)
+            for name, session in sessions.items()
+        }
+        yield bench_tables.publishable_table(long, modes.publishable)
 
 
 def _check_batch(path: Path, session: Session, batch: int, largest: int) -> None:
@@ -166,81 +216,3 @@ def _batches(data: ImageData, preprocessing: Preprocessing) -> Any:
     dataset = ViewDataset(data.val, preprocessing, "none", 0)
     for sample in plain_loader(dataset, batch_size=64, workers=auto_workers(data)):
         yield np.asarray(sample.image), np.asarray(sample.target)
-
-
-def _table(names: dict[str, Path], accuracy: dict[str, Any], run: Any, folder: Path) -> Table:
-    table = _empty("accuracy", "median ms", "95 %", "p99", "calls", "against the first")
-    first = next(iter(names))
-    for name in names:
-        latency = run.latency[name]
-        ratio = run.ratio(first, name)
-        table.add_row(
-            name,
-            f"{accuracy[name].top1.value:.2%}",
-            f"{latency.median.value:.3f}",
-            f"{latency.median.low:.3f} - {latency.median.high:.3f}",
-            f"{latency.p99.value:.3f}",
-            str(latency.iterations),
-            "" if name == first else f"{ratio.value:.2f} x [{ratio.low:.2f}, {ratio.high:.2f}]",
-        )
-    table.caption = f"raw traces and bench.json in {folder}"
-    return table
-
-
-def _parts(latency: dict[str, Latency]) -> list[Table]:
-    """Where the time of a call went, for the sessions that tell."""
-    told = {name: found for name, found in latency.items() if found.parts}
-    if not told:
-        return []
-    table = _empty(*(f"{part} ms" for part in PARTS), "whole call ms")
-    for name, found in told.items():
-        medians = [f"{found.parts[part].median.value:.3f}" if part in found.parts else "-" for part in PARTS]
-        table.add_row(name, *medians, f"{found.median.value:.3f}")
-    table.caption = "medians of the parts of a call: to the device, computing, from the device, enqueueing"
-    return [table]
-
-
-def _throughput(
-    sessions: dict[str, Session], images: Any, folder: Path, batch: int, streams: int, seconds: float
-) -> Table:
-    table = _empty("images/s", "95 %", "streams", "batch")
-    for name, session in sessions.items():
-        trace = folder / f"throughput-{name}.npz"
-        found = measure_throughput(session, images, trace=trace, batch=batch, streams=streams, seconds=seconds)
-        rate = found.images_per_second
-        table.add_row(name, f"{rate.value:.1f}", f"{rate.low:.1f} - {rate.high:.1f}", str(streams), str(batch))
-    table.caption = "throughput: requests overlap, so these are no latencies"
-    return table
-
-
-def _publishable(sessions: dict[str, Session], images: Any, folder: Path, seconds: float) -> Table:
-    table = _empty("single stream p90, ms", f"multi-stream of {MULTI_STREAM_SAMPLES} p99, ms", "seconds each")
-    for name, session in sessions.items():
-        found = measure_publishable(session, images, folder=folder / f"publishable-{name}", seconds=seconds)
-        table.add_row(
-            name, f"{found.single_stream.p90.value:.3f}", f"{found.multi_stream.p99.value:.3f}", f"{seconds:g}"
-        )
-    return table
-
-
-def _repeated(sides: list[Candidate], images: Any, folder: Path, processes: int, batch: int, seconds: float) -> Table:
-    first, second = sides
-    found = repeat_ratio(first, second, images, folder=folder, processes=processes, batch=batch, seconds=seconds)
-    table = _empty("ratio of medians", "95 % over processes", "processes")
-    ratio = found.ratio
-    table.add_row(
-        f"{sides[0].path.stem} / {sides[1].path.stem}",
-        f"{ratio.value:.2f} x",
-        f"{ratio.low:.2f} - {ratio.high:.2f}",
-        str(processes),
-    )
-    table.caption = "; ".join(found.warnings) or None
-    return table
-
-
-def _empty(*titles: str) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0), caption_justify="left")
-    table.add_column("")
-    for title in titles:
-        table.add_column(title, justify="right")
-    return table

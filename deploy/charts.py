@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from iekd.deploy.results import ClassAccuracy, Curve, Latency, ModelResult
 
@@ -77,8 +77,8 @@ def accuracy_against_latency(models: Sequence[ModelResult]) -> str:
                 weight="bold",
             )
         axes.set_xscale("log")
-        _plain_log(axes)
         axes.margins(x=0.25, y=0.2)
+        _plain_log(axes)
         axes.set_xlabel("median latency, ms")
         axes.set_ylabel("accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=1))
@@ -182,8 +182,10 @@ def _plain_log(axes: Axes, which: str = "x") -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     decades = np.log10(high / low)
-    steps = (1.0,) if decades > 3 else (1.0, 2.0, 5.0) if decades > 0.8 else tuple(np.arange(1.0, 10.0, 0.5))
-    axis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    if decades > 0.8:
+        axis.set_major_locator(LogLocator(subs=(1.0,) if decades > 3 else (1.0, 2.0, 5.0), numticks=12))
+    else:  # a few round numbers: those of a logarithmic locator would overlap here, or be none at all
+        axis.set_major_locator(FixedLocator([at for at in MaxNLocator(4).tick_values(low, high) if low <= at <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

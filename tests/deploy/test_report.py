@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from matplotlib.figure import Figure
 from report_samples import sample_report
@@ -28,6 +30,21 @@ HOSTILE = [
     "\"quoted' name",
     "ein sehr langer Klassenname, der nirgends passt",
 ]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.3, 0.36), (0.3, 1.0), (1.7, 8.5), (0.17, 2.3), (0.1, 900)])
+def test_numbers_of_a_latency_axis_stand_apart(low: float, high: float) -> None:
+    with matplotlib.rc_context(charts._STYLE):
+        figure = Figure(figsize=(4.4, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+    axes.plot([low, high], [0, 1])
+    axes.set_xscale("log")
+    charts._plain_log(axes)
+    figure.draw_without_rendering()
+    labels = [label for label in axes.get_xticklabels() if low / 2 <= label.get_position()[0] <= 2 * high]
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    assert len(boxes) >= 2
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 def test_round_trip(tmp_path: Path) -> None:
