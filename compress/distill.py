@@ -276,7 +276,7 @@ def _train(
         accelerator=job.accelerator,
         observer=job.observer,
         inputs=lambda batch: (batch.image, batch.target, *frozen(batch)),
-        evaluate=lambda: {"accuracy": job.accuracy(judged)},
+        evaluate=lambda: {"accuracy": job.accuracy(judged, mixed=True)},
         events=job.folder / "events" / name,
     )
     if job.config.keep == "best":

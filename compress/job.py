@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +95,18 @@ class Job:
         return np.stack([self.preprocessing(source[int(index)][0]) for index in chosen])
 
     @torch.no_grad()
-    def accuracy(self, network: nn.Module) -> float:
-        """Top-1 accuracy on the validation set, over all processes."""
+    def accuracy(self, network: nn.Module, *, mixed: bool = False) -> float:
+        """Top-1 accuracy on the validation set, over all processes.
+
+        Args:
+            network: on the run's device.
+            mixed: in the run's mixed precision, as between epochs; else in float32, as it will be exported.
+        """
         network.eval()
         counts = torch.zeros(2, device=self.device)
         for batch in self.accelerator.prepare(self.val_loader()):
-            logits = network(batch.image)
+            with self.accelerator.autocast() if mixed else contextlib.nullcontext():
+                logits = network(batch.image)
             answers = self.accelerator.gather_for_metrics((logits.argmax(1), batch.target))
             counts += torch.tensor([(answers[0] == answers[1]).sum(), len(answers[1])], device=self.device)
         return float(counts[0] / counts[1])

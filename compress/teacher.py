@@ -136,7 +136,7 @@ def train_network(network: nn.Module, *, name: str, epochs: int, lr: float, job:
         accelerator=job.accelerator,
         observer=job.observer,
         inputs=lambda batch: (batch.image, batch.target),
-        evaluate=lambda: {"accuracy": job.accuracy(network)},
+        evaluate=lambda: {"accuracy": job.accuracy(network, mixed=True)},
         events=job.folder / "events" / name,
     )
     if job.config.keep == "best":

@@ -53,8 +53,8 @@ def train_together(given: dict[str, str | nn.Module], plan: Plan, job: Job) -> d
         observer=job.observer,
         inputs=lambda batch: (batch.image, batch.target),
         evaluate=lambda: {
-            "accuracy": job.accuracy(made["student"][0]),
-            "teacher_accuracy": job.accuracy(made["teacher"][0]),
+            "accuracy": job.accuracy(made["student"][0], mixed=True),
+            "teacher_accuracy": job.accuracy(made["teacher"][0], mixed=True),
         },
         events=job.folder / "events" / "student",
         apart=networks_apart(task),
