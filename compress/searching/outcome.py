@@ -139,6 +139,17 @@ def promising(points: Sequence[Point], limits: Limits, count: int) -> list[Candi
     return list(networks)[:count]
 
 
+def most_accurate(points: Sequence[Point]) -> Point:
+    """Of at least one point; the faster of two that are equally accurate.
+
+    Another precision that is no faster than float32 of the same network is passed over: what it has more of accuracy
+    is rounding that happened to be lucky on these images, and was made for speed alone.
+    """
+    exact = {_network(point): point.latency.value for point in points if point.precision == "fp32"}
+    worth = [p for p in points if p.precision == "fp32" or p.latency.value < exact.get(_network(p), float("inf"))]
+    return max(worth, key=lambda point: (point.retained, -point.latency.value))
+
+
 def judge(
     points: Sequence[Point],
     table: Mapping[Candidate, Entry],
@@ -170,8 +181,8 @@ def judge(
     if both and limits.min_retained is not None:
         chosen = min(both, key=lambda point: (point.latency.value, -point.retained))
     elif both:
-        chosen = max(both, key=lambda point: (point.retained, -point.latency.value))
-    nearest_fast = max(fast, key=lambda p: (p.retained, -p.latency.value)) if fast and not chosen else None
+        chosen = most_accurate(both)
+    nearest_fast = most_accurate(fast) if fast and not chosen else None
     nearest_accurate = min(good, key=lambda p: (p.latency.value, -p.retained)) if good and not chosen else None
     trained = {_network(point) for point in points}
     slow = [_estimate(candidate, table[candidate]) for candidate in too_slow if candidate not in trained]
@@ -245,7 +256,7 @@ def _accurate_side(good: Point | None, points: Sequence[Point], limits: Limits) 
         return ""
     if good:
         return f" The fastest of those that are accurate enough: {_figures(good)}."
-    return f" None is accurate enough; the most accurate: {_figures(max(points, key=lambda point: point.retained))}."
+    return f" None is accurate enough; the most accurate: {_figures(most_accurate(points))}."
 
 
 def _asked(limits: Limits) -> list[str]:

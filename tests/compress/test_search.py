@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import re
 from pathlib import Path
@@ -32,12 +33,12 @@ OWN = SearchSettings(prunes="0", sizes="16", trials=2, short_epochs=1, winners=1
 SPACE = Space(("a", "b"), (0.0, 0.5), (16,))
 
 
-def point(retained: float, latency: float, student: str = "a", phase: Any = "short") -> Point:
+def point(retained: float, latency: float, student: str = "a", phase: Any = "short", precision: str = "fp32") -> Point:
     return Point(
         student=student,
         prune=0.0,
         size=16,
-        precision="fp32",
+        precision=precision,
         phase=phase,
         retained=retained,
         accuracy=Interval(value=retained, low=retained, high=retained),
@@ -192,8 +193,9 @@ def test_the_command_ends_with_1_where_a_limit_cannot_be_met(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_pruned_quantised_and_resized_candidates_are_files_too(tmp_path: Path) -> None:
+def test_pruned_quantised_and_resized_candidates_are_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything that is searched, through the whole of it."""
+    monkeypatch.setattr("iekd.compress.search.SLACK", math.inf)  # int8 too where this machine is slow or busy
     own = SearchSettings(prunes="0,0.3", sizes="16,24", trials=4, short_epochs=1, winners=1)
     given = tiny(tmp_path, student="tiny_networks:wide", precision="best", min_retained=0.01, epochs=1)
     outcome = search(given, own)
@@ -239,6 +241,22 @@ def test_latencies_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(latency_table, "machine_key", lambda _: "another")
     LatencyTable(config, 10).look_up(candidates[:1])
     assert measured == [candidates[1], candidates[0]]
+
+
+@pytest.mark.parametrize(("latency", "nearest"), [(1.9, "fp32"), (1.0, "fp32"), (0.9, "int8")])
+def test_a_slower_precision_is_not_the_nearest_for_lucky_rounding(latency: float, nearest: str) -> None:
+    points = [point(0.95, 1.0), point(0.951, latency, precision="int8"), point(0.9, 0.5, "b", precision="int8")]
+    config = make_config({"teacher": "t", "student": "s"})
+    limits = Limits(max_latency_ms=None, min_retained=0.99)
+    found = judge(points, {}, [], {}, config=config, limits=limits, teacher_accuracy=0.9)
+    assert found.nearest_fast is not None
+    assert found.nearest_fast.precision == nearest
+    assert f"The most accurate: a, 16 pixels, {nearest}" in found.sentence
+    enough = judge(
+        points, {}, [], {}, config=config, limits=Limits(max_latency_ms=2.0, min_retained=None), teacher_accuracy=0.9
+    )
+    assert enough.chosen is not None
+    assert enough.chosen.precision == nearest
 
 
 def test_the_front_the_winners_and_the_choice() -> None:

@@ -1,0 +1,52 @@
+"""Which of the student's files ships."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from iekd.compress.config import make_config
+from iekd.compress.measure import _choose
+from iekd.compress.measured_files import File
+from iekd.deploy.results import Interval
+
+FILES = [
+    File("teacher", "teacher.onnx", "fp32"),
+    File("student", "student.onnx", "fp32"),
+    *(File(f"student-{name}", f"variants/student-{name}.onnx", name) for name in ("bf16", "int8")),
+]
+
+
+def ships(retained: dict[str, float], medians: dict[str, float], **settings: Any) -> str:
+    def interval(value: float) -> Interval:
+        return Interval(value=value, low=value, high=value)
+
+    latency = {name: SimpleNamespace(median=interval(value)) for name, value in medians.items()}
+    run: Any = SimpleNamespace(latency=latency)
+    config = make_config({"teacher": "t", "student": "s", "precision": "best", "min_retained": 0.99, **settings})
+    return _choose(config, FILES, {name: interval(value) for name, value in retained.items()}, run)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "int8", "expected"),
+    [
+        ((0.992, 1.2), (0.995, 0.9), "student-int8"),  # the fastest of those that keep enough
+        ((0.992, 1.2), (0.980, 0.9), "student-bf16"),
+        ((0.970, 0.8), (0.989, 1.9), "student"),  # none keeps enough, and lucky rounding is not worth twice the time
+        ((0.970, 0.8), (0.986, 0.9), "student-int8"),
+    ],
+)
+def test_the_fastest_that_keeps_enough_ships_else_the_most_accurate_that_is_worth_its_time(
+    bf16: tuple[float, float], int8: tuple[float, float], expected: str
+) -> None:
+    retained = {"teacher": 1.0, "student": 0.985, "student-bf16": bf16[0], "student-int8": int8[0]}
+    medians = {"teacher": 20.0, "student": 1.0, "student-bf16": bf16[1], "student-int8": int8[1]}
+    assert ships(retained, medians) == expected
+
+
+def test_a_precision_that_was_asked_for_by_name_ships() -> None:
+    retained = {"teacher": 1.0, "student": 1.0, "student-bf16": 1.0, "student-int8": 0.5}
+    medians = {"teacher": 20.0, "student": 1.0, "student-bf16": 1.0, "student-int8": 9.0}
+    assert ships(retained, medians, precision="int8") == "student-int8"
