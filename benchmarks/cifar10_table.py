@@ -142,6 +142,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="as for iekd-compress")
     parser.add_argument("--out", type=Path, required=True, help="folder of results; the same one resumes")
     parser.add_argument("--teacher", default="cifar_resnet56")
+    parser.add_argument("--teacher-from", type=Path, help="a trained teacher, such as RUN/teacher, instead of training")
     parser.add_argument("--student", default="cifar_resnet20")
     parser.add_argument("--size", type=int, help="enlarge the images to that height and width (default: as they are)")
     parser.add_argument("--recipe", choices=RECIPES, default="paper")

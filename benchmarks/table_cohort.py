@@ -40,8 +40,8 @@ class Entrant(NamedTuple):
 def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> None:
     """Train all of ``todo``, some at a time; where the teacher is not there yet, first it and the rows without it."""
     torch.backends.cudnn.benchmark = True  # every step has the same shapes
-    if bench.teacher_train is not bench.train:
-        train_teacher(bench)  # on other images than the lanes have
+    if bench.teacher_train is not bench.train or bench.arguments.teacher_from:
+        train_teacher(bench)  # on other images than the lanes have, or not at all
     if not teacher_is_kept(bench):
         alone = [pair for pair in todo if not needs_teacher(bench, pair[0])]
         _with_the_teacher(bench, alone, keep)

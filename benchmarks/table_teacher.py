@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from iekd.compress.teacher import Supervised
 from iekd.files import atomic_file, write_json
+from iekd.models.checkpoint import load_artefact
 from iekd.models.taps import Features, Tapped
 
 
@@ -47,13 +48,15 @@ class TeacherAnswers:
 
 
 def train_teacher(bench: Bench) -> Tapped:
-    """The one teacher of all rows; trained once, kept as ``teacher/`` (weights in half precision)."""
+    """The one teacher of all rows; trained once, or given, and kept as ``teacher/`` (weights in half precision)."""
     with FileLock(bench.folder / "teacher.lock"):
         if not teacher_is_kept(bench):
             teacher, data = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.teacher_train
-            task = Supervised(teacher.network)
-            epochs = bench.recipe.teacher_epochs
-            bench.fit(task, "teacher", epochs, 0, lambda b: (data.view(b[0], b[2]), b[1]), data)
+            if given := bench.arguments.teacher_from:
+                load_artefact(given, teacher.network)
+            else:
+                task, epochs = Supervised(teacher.network), bench.recipe.teacher_epochs
+                bench.fit(task, "teacher", epochs, 0, lambda b: (data.view(b[0], b[2]), b[1]), data)
             keep_teacher(bench, teacher)
     return load_teacher(bench)
 
@@ -68,11 +71,15 @@ def keep_teacher(bench: Bench, teacher: Tapped) -> None:
     weights = bench.folder / "teacher" / "weights.safetensors"
     save_half(weights, teacher.network)
     _load(teacher, weights)
+    given = bench.arguments.teacher_from
     facts = {
         "teacher": bench.arguments.teacher,
         "top1": bench.top1(teacher.network),
-        "images": len(bench.teacher_train),
-        "epochs": bench.recipe.teacher_epochs,
+        **(
+            {"given": str(given)}
+            if given
+            else {"images": len(bench.teacher_train), "epochs": bench.recipe.teacher_epochs}
+        ),
     }
     write_json(bench.folder / "teacher" / "teacher.json", facts)
 

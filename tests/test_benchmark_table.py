@@ -21,6 +21,9 @@ from iekd.compress.clipping import Group
 from iekd.compress.observer import Observer
 from iekd.compress.teacher import Supervised
 from iekd.compress.trainer import FitSettings, fit
+from iekd.models.checkpoint import Artefact, save_artefact
+from iekd.models.preprocessing import Preprocessing
+from iekd.models.registry import build, resolve
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -30,6 +33,7 @@ from paired import difference, render, result_line  # noqa: E402
 from resident import PAD, Resident  # noqa: E402
 from table_bench import RECIPES, Bench  # noqa: E402
 from table_cohort import score_unfinished  # noqa: E402
+from table_teacher import train_teacher  # noqa: E402
 
 
 def table(out: Path, *rows: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -208,6 +212,20 @@ def test_students_of_lanes_that_were_cut_are_scored(tmp_path: Path) -> None:
             lanes, data, None, 10, contextlib.nullcontext, told=stop, kept=tmp_path / "checkpoints", keep_every=0
         )
     assert score_unfinished(bench) == {"lane": (1, bench.top1(network))}
+
+
+def test_a_trained_teacher_can_be_given(tmp_path: Path) -> None:
+    given = tmp_path / "RUN" / "teacher"
+    network = build(resolve("cifar_resnet20"), 10, 8)
+    classes = tuple(map(str, range(10)))
+    save_artefact(given, Artefact(network, resolve("cifar_resnet20"), classes, Preprocessing(size=8), {}))
+    arguments = argparse.Namespace(teacher="cifar_resnet20", teacher_from=given, compile=False)
+    data, accelerator = resident(), Accelerator(cpu=True)
+    teacher = train_teacher(Bench(arguments, RECIPES["smoke"], accelerator, data, data, data, tmp_path)).network
+    halves = {name: value.half() for name, value in network.state_dict().items()}
+    assert all(torch.equal(value.half(), halves[name]) for name, value in teacher.state_dict().items())
+    told = json.loads((tmp_path / "teacher" / "teacher.json").read_text())
+    assert (told["given"], "epochs" in told) == (str(given), False)
 
 
 def resident() -> Resident:
