@@ -7,13 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from iekd.compress.config import RunConfig
 from iekd.compress.engine_stage import read_engines
 from iekd.compress.job import Job
 from iekd.compress.measured_files import ROLES, UNPRUNED, File, exported_files, unpruned_file
-from iekd.compress.shared import shared_file
+from iekd.compress.shared import shared_facts, shared_file
 from iekd.compress.targets import TARGETS
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
@@ -26,7 +28,7 @@ from iekd.deploy.graph_checks import require_tensorrt_operators
 from iekd.deploy.results import Accuracy, Interval
 from iekd.deploy.statistics import ratio_of_accuracies
 from iekd.deploy.verify import compare, verify
-from iekd.files import write_json
+from iekd.files import sha256_of, write_json
 from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import count_macs, count_parameters
 
@@ -97,7 +99,7 @@ def benchmark(job: Job) -> dict[str, Any]:
     accuracy: dict[str, Accuracy] = {}
     correct: dict[str, Any] = {}
     for number, (name, session) in enumerate(sessions.items()):
-        accuracy[name], correct[name] = measure_accuracy(session, job.val_arrays(), job.data.classes)
+        accuracy[name], correct[name] = _judge(job, files[number], session)
         job.observer.stage_advanced("benchmark", 20 * (number + 1) // len(files), f"accuracy of the {name}")
     images = job.some_images(job.data.val, LATENCY_IMAGES)
     run = measure_latency(
@@ -134,10 +136,31 @@ def _runnable(job: Job, files: list[File]) -> list[File]:
     return [file for file in files if file.name in engines] if TARGETS[job.config.target].runs_engines else files
 
 
-def _open(job: Job, file: File) -> Session:
+def _measured(job: Job, file: File) -> Path:
     """What runs on the target: the file's engine in the run where there is one, otherwise the file itself."""
     engine = read_engines(job).get(file.name)
-    return open_session(job.config, job.folder / (engine.file if engine else file.path))
+    return job.folder / (engine.file if engine else file.path)
+
+
+def _open(job: Job, file: File) -> Session:
+    return open_session(job.config, _measured(job, file))
+
+
+def _judge(job: Job, file: File, session: Session) -> tuple[Accuracy, NDArray[np.bool_]]:
+    """Accuracy, and right or wrong for each image.  The teacher's file is one for a whole search, and asked once."""
+
+    def find() -> dict[str, Any]:
+        accuracy, correct = measure_accuracy(session, job.val_arrays(), job.data.classes)
+        return {"accuracy": accuracy.model_dump(), "wrong": np.flatnonzero(~correct).tolist()}
+
+    if file.name == "teacher":
+        found = shared_facts(job, f"accuracy-{sha256_of(_measured(job, file))[:16]}", find)
+    else:
+        found = find()
+    accuracy = Accuracy(**found["accuracy"])
+    correct = np.ones(accuracy.total, dtype=bool)
+    correct[found["wrong"]] = False
+    return accuracy, correct
 
 
 def _unpruned(job: Job) -> dict[str, Session]:

@@ -1,14 +1,16 @@
-"""Which of the student's files ships."""
+"""What the benchmark stage decides: which file ships, and what it need not ask twice."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from iekd.compress.config import make_config
-from iekd.compress.measure import _choose
+from iekd.compress.measure import _choose, _judge
 from iekd.compress.measured_files import File
 from iekd.deploy.results import Interval
 
@@ -50,3 +52,43 @@ def test_a_precision_that_was_asked_for_by_name_ships() -> None:
     retained = {"teacher": 1.0, "student": 1.0, "student-bf16": 1.0, "student-int8": 0.5}
     medians = {"teacher": 20.0, "student": 1.0, "student-bf16": 1.0, "student-int8": 9.0}
     assert ships(retained, medians, precision="int8") == "student-int8"
+
+
+class Session:
+    """Says 0 of dark images and 1 of bright ones; counts the images."""
+
+    batch_range = (1, None)
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def run(self, images: np.ndarray) -> np.ndarray:
+        self.asked += len(images)
+        bright = images.mean((1, 2, 3)) > 0.5
+        return np.stack([~bright, bright], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(("shared", "asked"), [("shared", 5 + 5 + 5), (None, 4 * 5)])
+def test_the_teacher_s_file_is_judged_once_in_a_search(tmp_path: Path, shared: str | None, asked: int) -> None:
+    images = np.linspace(0, 1, 5, dtype=np.float32)[:, None, None, None] * np.ones((1, 3, 4, 4), np.float32)
+    targets = np.array([0, 1, 0, 1, 1])
+    session: Any = Session()
+    found = []
+    for name in ("a", "b"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in FILES[:2]:
+            (folder / file.path).write_text(file.name)
+        job: Any = SimpleNamespace(
+            config=make_config({"teacher": "t", "student": "s"}),
+            folder=folder,
+            shared=tmp_path / shared if shared else None,
+            data=SimpleNamespace(classes=("dark", "bright")),
+            val_arrays=lambda: iter([(images[:3], targets[:3]), (images[3:], targets[3:])]),
+        )
+        found += [_judge(job, file, session) for file in FILES[:2]]
+    assert session.asked == asked
+    for accuracy, correct in found:
+        assert accuracy == found[0][0]
+        assert (accuracy.correct, accuracy.total) == (4, 5)
+        assert correct.tolist() == [True, False, True, True, True]
