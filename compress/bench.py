@@ -85,10 +85,11 @@ def bench_files(
     with contextlib.ExitStack() as stack:
         opened: dict[str, _Opened] = {}
         sessions: dict[str, Session] = {}
-        for name, path in _names(paths).items():
+        names = _names(paths)
+        for name, path in names.items():
             sessions[name] = get_backend(backend).load(path, threads=cores, batch=largest)
             stack.callback(sessions[name].close)
-        for name, path in _names(paths).items():
+        for name, path in names.items():
             _check_batch(path, sessions[name], batch, largest)
             opened[name] = _judge(path, sessions[name], images, data, max(LATENCY_IMAGES, largest))
         feed = _one_size(opened)

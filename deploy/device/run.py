@@ -25,7 +25,7 @@ from .files import read_json, write_json
 from .measure import Session, answers, measure_latency, measure_stages, summarize, wilson
 from .options import build_settings, predict_options, run_options
 from .parts import EXIT_DEFECT, EXIT_KEPT, EXIT_MISSED, exit_code_of
-from .runtimes import Ready, accelerators, open_session, prepare, require
+from .runtimes import Ready, accelerator_note, open_session, prepare, require
 from .verdict import judge, misses, table
 
 SCHEMA_VERSION = 1
@@ -153,7 +153,8 @@ def _open_sessions(run: _Run, stack: contextlib.ExitStack) -> dict[str, Session]
         _say(f"{precision}: preparing ({options.backend})")
         with _reported(run, precision):
             ready[precision] = prepare(options.backend, path, run.output / "engines", settings=settings, say=_say)
-    _tell_of_accelerators(run)
+    if options.dla is None and (note := accelerator_note(options.backend)):
+        run.result["notes"].append(note)
     for precision, made in ready.items():
         with _reported(run, precision):
             session = sessions[precision] = open_session(made, threads=options.threads)
@@ -164,19 +165,6 @@ def _open_sessions(run: _Run, stack: contextlib.ExitStack) -> dict[str, Session]
     if not sessions:
         raise run.reason
     return sessions
-
-
-def _tell_of_accelerators(run: _Run) -> None:
-    """Name the command that measures on a Deep Learning Accelerator, where a probe finds one that was not asked for.
-
-    It is not measured unasked: it takes engines of its own, and is there to spare the GPU more than to be faster.
-    """
-    if run.options.dla is not None:
-        return
-    with contextlib.suppress(DeviceError):  # a board that cannot tell has nothing to offer
-        if found := accelerators(run.options.backend):
-            them = f"{found} Deep Learning Accelerator{'s' if found > 1 else ''}"
-            run.result["notes"].append(f"This board has {them}: python3 run.py --dla 0 --output on-dla measures there.")
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .engine_settings import BuildSettings
+from .errors import DeviceError
 from .inspector import describe, inspect_engine
 from .manifest import sha256_of
 from .measure import Session
@@ -85,17 +86,21 @@ def prepare(runtime: str, onnx: Path, cache: Path, *, settings: BuildSettings, s
     return Ready(runtime, plan, engine)
 
 
-def accelerators(runtime: str) -> int:
-    """How many Deep Learning Accelerators engines could be built for; none for a runtime without engines.
+def accelerator_note(runtime: str) -> str | None:
+    """The command that measures on a Deep Learning Accelerator, where a probe finds one.
 
-    Raises:
-        DeviceError: TensorRT, which alone knows, does not start.
+    It is not measured unasked: it takes engines of its own, and is there to spare the GPU more than to be faster.
     """
     if runtime != "tensorrt":
-        return 0
+        return None
     from .engine import dla_cores
 
-    return dla_cores()
+    try:
+        found = dla_cores()
+    except DeviceError as error:  # not worth the run: the engines are built
+        return f"No word on Deep Learning Accelerators: {error}"
+    them = f"{found} Deep Learning Accelerator{'s' if found > 1 else ''}"
+    return f"This board has {them}: python3 run.py --dla 0 --output on-dla measures there." if found else None
 
 
 def open_session(ready: Ready, *, threads: int) -> Session:

@@ -173,11 +173,16 @@ def test_an_accelerator_that_was_not_asked_for_is_told(board: Board, folder: Pat
     assert not [note for note in result_of(folder / "on-dla")["notes"] if "Accelerator" in note]
 
 
-@pytest.mark.parametrize("trouble", [None, DeviceError("TensorRT does not start.")])
-def test_a_board_without_accelerators_is_told_nothing(board: Board, folder: Path, trouble: DeviceError | None) -> None:
+@pytest.mark.parametrize(
+    ("trouble", "notes"),
+    [(None, []), (DeviceError("it is odd."), ["No word on Deep Learning Accelerators: it is odd."])],
+)
+def test_a_board_without_accelerators_is_told_nothing_and_a_failed_probe_is(
+    board: Board, folder: Path, trouble: DeviceError | None, notes: list[str]
+) -> None:
     board.fails = {"probe": trouble} if trouble else {}
     assert run.main(QUICK, folder) == 0
-    assert not [note for note in result_of(folder)["notes"] if "Accelerator" in note]
+    assert [note for note in result_of(folder)["notes"] if "Accelerator" in note] == notes
     assert board.calls.count("probe") == 1
 
 
