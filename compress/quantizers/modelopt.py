@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import sys
@@ -64,8 +65,7 @@ def _quantizer_kept() -> Iterator[None]:
 
     It replaces methods of its classes and entries of its registries, and never puts them back.
     """
-    import onnxruntime.quantization  # noqa: F401
-
+    importlib.import_module("onnxruntime.quantization")  # modelopt would import it, and it has to be seen before that
     modules = [module for name, module in sys.modules.items() if name.startswith("onnxruntime.quantization")]
     values = [value for module in modules for value in vars(module).values()]
     owners: list[ModuleType | type] = [*modules, *(value for value in values if _is_quantizer_class(value))]
