@@ -8,11 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import quantisers
-from quantisers import gaps
+from quantiser_table import gaps, measurably_more_accurate, points_behind
 
 
 def rows(backend: str, **files: tuple[float, float]) -> list[dict[str, Any]]:
@@ -38,6 +39,21 @@ def test_a_ratio_from_fresh_processes_counts_before_that_of_one() -> None:
     table = rows("a", ours=(0, 3), other=(0, 2), slow=(0, 10))
     table[1]["repeated"] = {"value": 1.01}
     assert gaps(table)["latency_ratio"] == 1.01
+
+
+def test_a_file_is_called_more_accurate_only_where_the_images_show_it() -> None:
+    ours = np.arange(10_000) % 10 > 0  # 90 %
+    lucky, better = ours.copy(), ours.copy()
+    lucky[:200:10], lucky[1:60:10] = True, False  # right where ours errs 20 times, wrong where it does not 6 times
+    better[:600:10] = True  # 60 images, 0.6 points
+    table = rows("a", ours=(0, 1), lucky=(0, 1), better=(0, 1))
+    for row, right in zip(table, (ours, lucky, better), strict=True):
+        row["ours_behind_points"] = points_behind(ours, right).model_dump()
+    assert math.isclose(table[1]["ours_behind_points"]["value"], 0.14)
+    assert math.isclose(table[2]["ours_behind_points"]["value"], 0.60)
+    half = 100 * 1.96 * math.sqrt(0.006 * 0.994 / 10_000)
+    assert math.isclose(table[2]["ours_behind_points"]["low"], 0.60 - half)
+    assert measurably_more_accurate(table) == ["better on a"]
 
 
 @pytest.mark.parametrize(("given", "epochs"), [([], {"a": 40, "b": None}), (["--epochs", "3"], {"a": 3, "b": 3})])
