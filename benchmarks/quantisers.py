@@ -90,7 +90,7 @@ def trained(student: str, arguments: argparse.Namespace) -> Path:
 
 def train(teacher: str, student: str, arguments: argparse.Namespace, folder: Path, *, until: str) -> None:
     """The stages of a run up to ``until``; none of them is timed."""
-    settings = {name: getattr(arguments, name) for name in ("data", "seed", "train_limit", "val_limit")}
+    settings = {name: getattr(arguments, name) for name in ("data", "seed", "train_limit", "val_limit", "views")}
     epochs = arguments.epochs or EPOCHS.get(student)
     shared = {"teacher_epochs": arguments.teacher_epochs} if until == "teacher" else {"epochs": epochs}
     config = make_config(
@@ -228,6 +228,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--epochs", type=int, help="of all students, instead of the run's own and of EPOCHS")
     found.add_argument("--teacher-epochs", type=int)
     found.add_argument("--factor-epochs", type=int, default=10)
+    found.add_argument("--views", type=int, help="of the training images, that recur and are answered once")
     found.add_argument("--train-limit", type=int)
     found.add_argument("--val-limit", type=int)
     found.add_argument("--calibration-images", type=int, default=256)

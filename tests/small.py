@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from processes import run_forked
+
 SETTINGS: dict[str, Any] = {
     "teacher": "resnet10t",
     "student": "mobilenetv3_small_050",
@@ -70,7 +72,16 @@ def as_flags(given: dict[str, Any]) -> list[str]:
 def command(*args: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run ``iekd-compress`` in a process of its own, away from any model hub unless ``environment`` names one."""
     env = environment_of(**environment)
-    return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    if environment:  # which may be read while modules are imported
+        return subprocess.run([*PROGRAM, *args], capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+    return run_forked(_main, args, environment=env, cwd=cwd)
+
+
+def _main(args: tuple[str, ...]) -> None:
+    from iekd.compress.cli import main
+
+    sys.argv = ["iekd-compress", *args]
+    main()
 
 
 def environment_of(**changes: str) -> dict[str, str]:
@@ -80,7 +91,7 @@ def environment_of(**changes: str) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "COLUMNS": "200",
         "NO_COLOR": "1",
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": "1",
         **changes,
     }
     return {name: value for name, value in env.items() if value}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import run_script
+from small import environment_of
 
 pytest.importorskip("optuna", reason="needs the extra `search`")
 TESTS = Path(__file__).parent
@@ -27,15 +28,9 @@ SEARCH = (
 def deployed(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     networks = ("--teacher", "tiny_networks:teacher", "--students", "tiny_networks:student,tiny_networks:teacher")
     settings = ("--size", "16", "--threads", "1", "--seconds", "0.2", "--out", str(folder / "out"))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(BENCHMARKS / "deployed_latency.py"), *networks, *settings, *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    paths = {"PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}", "XDG_CACHE_HOME": str(folder / "cache")}
+    script = BENCHMARKS / "deployed_latency.py"
+    return run_script(script, *networks, *settings, *flags, environment=environment_of(**paths))
 
 
 @pytest.mark.slow

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_script
+from small import environment_of
 
 TESTS = Path(__file__).parent
 
@@ -18,15 +17,10 @@ def recover(folder: Path) -> list[str]:
     networks = ("--teacher", "tiny_networks:teacher", "--student", "tiny_networks:prunable", "--size", "16")
     training = ("--fewer", "0.5", "--steps", "2", "--base-epochs", "1", "--epochs", "2", "--train-limit", "64")
     flags = (*networks, *training, "--val-limit", "40", "--bench-seconds", "0.05")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{TESTS}:{TESTS.parent / 'src'}",
-        "XDG_CACHE_HOME": str(folder / "cache"),
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(TESTS.parent / "benchmarks" / "prune_recover.py"), str(folder / "out"), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    environment = environment_of(XDG_CACHE_HOME=str(folder / "cache"))
+    result = run_script(
+        TESTS.parent / "benchmarks" / "prune_recover.py", str(folder / "out"), *flags, environment=environment
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout.splitlines()
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from processes import run_script
+from small import environment_of
 
 from iekd.compress.clipping import Group
 from iekd.compress.observer import Observer
@@ -37,8 +39,8 @@ from table_teacher import train_teacher  # noqa: E402
 
 
 def table(out: Path, *rows: str, more: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(BENCHMARKS / "cifar10_table.py"), "--data", "digits", "--out", str(out)]
     settings = [
+        *("--data", "digits", "--out", str(out)),
         "--recipe",
         "smoke",
         "--seeds",
@@ -50,7 +52,7 @@ def table(out: Path, *rows: str, more: tuple[str, ...] = ()) -> subprocess.Compl
         "--threads",
         "1",
     ]
-    return subprocess.run([*command, *settings, *more, "--rows", *rows], capture_output=True, text=True, timeout=300)
+    return run_script(BENCHMARKS / "cifar10_table.py", *settings, *more, "--rows", *rows, environment=environment_of())
 
 
 @pytest.mark.slow

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,9 +11,11 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from killed import run_until_killed
 from PIL import Image
+from processes import run_forked
 from safetensors.torch import load_file
-from small import settings
+from small import environment_of, settings
 
 import iekd
 from iekd.compress.data import wrap_datasets
@@ -192,34 +191,13 @@ def test_own_weights_for_the_teacher(tmp_path: Path) -> None:
     assert all(torch.equal(value, kept[name]) for name, value in network.state_dict().items())
 
 
-KILLER = """
-import json, os, signal, sys
-from iekd import run
-from iekd.compress.observer import Observer
-
-stage, at = sys.argv[2], int(sys.argv[3])
-
-class Killer(Observer):
-    def stage_advanced(self, name, done, detail):
-        if name == stage and done >= at:
-            os.kill(os.getpid(), signal.SIGKILL)
-    def epoch_finished(self, name, epoch, figures):
-        if name + "-epoch" == stage and epoch == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-run(**json.loads(sys.argv[1]), observer=Killer())
-"""
-
-
 @pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_weights(tmp_path: Path) -> None:
     """One run, killed with SIGKILL again and again, each time later, and then left alone; another, never disturbed."""
 
     def start(folder: str, stage: str, at: int) -> int:
-        options = json.dumps(settings(out=str(tmp_path / folder)))
-        command = [sys.executable, "-c", KILLER, options, stage, str(at)]
-        env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(command, env=env, capture_output=True, timeout=300).returncode
+        options = settings(out=str(tmp_path / folder))
+        return run_forked(run_until_killed, options, stage, at, environment=environment_of()).returncode
 
     kills = [
         ("teacher", 2),

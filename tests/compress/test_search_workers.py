@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import time
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from processes import forking
 from small import PROGRAM, as_flags, command, environment_of, search_settings
 
 from iekd.compress.searching import study as studies
@@ -54,7 +54,7 @@ def until(file: Path) -> None:
 @pytest.mark.parametrize("way", ["explore", "complete"])
 def test_a_worker_that_runs_out_waits_for_the_others(tmp_path: Path, way: str) -> None:
     """The other process ends its trial only when it is told that it is waited for."""
-    other = multiprocessing.get_context("spawn").Process(target=_hold_last, args=(str(tmp_path),))
+    other = forking().Process(target=_hold_last, args=(str(tmp_path),))
     other.start()
     until(tmp_path / "held")
     notes: list[str] = []
