@@ -23,10 +23,11 @@ from .builds import Builds
 from .contents import Bundle, open_bundle
 from .errors import DeviceError
 from .files import locked, read_object, write_json
-from .measure import Session, answers, measure_latency, measure_stages, summarize, wilson
+from .measure import Session, answers, measure_latency, summarize, wilson
 from .options import build_settings, predict_options, run_options
 from .parts import EXIT_DEFECT, EXIT_KEPT, EXIT_MISSED, exit_code_of
 from .runtimes import Ready, accelerator_note, open_session, prepare, require
+from .stages import measure_stages, stage_warnings
 from .verdict import judge, misses, table
 
 SCHEMA_VERSION = 1
@@ -212,6 +213,7 @@ def _measure(run: _Run, sessions: dict[str, Session]) -> None:
         model = _model(run, precision)
         model["latency"] = {**summarize(trace, WARMUP_SECONDS), "trace": f"traces/{path.name}"}
         model["stages_ms"] = measure_stages(sessions[precision], images)
+        model["latency"]["warnings"] += stage_warnings(model["stages_ms"])
         model["energy"] = None
         run.save()
     if not run.options.no_energy:
