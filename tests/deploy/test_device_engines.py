@@ -179,7 +179,9 @@ def test_an_accelerator_that_was_not_asked_for_is_told(board: Board, folder: Pat
     assert run.main(QUICK, folder) == 0
     (note,) = [note for note in result_of(folder)["notes"] if "Accelerator" in note]
     assert words in note
-    command = shlex.split(note.split(": ", 1)[1].removesuffix(" measures there."))
+    told, _, advice = note.split(": ", 1)[1].partition(" measures there.")
+    assert "fp16" in advice, "an accelerator does not compute in float32"
+    command = shlex.split(told)
     assert run.main([*QUICK, *command[2:4], "--output", str(folder / command[5])], folder) == 0
     assert board.settings[-1].dla_core == 0
     assert board.calls.count("probe") == 1  # who asks for it is not told of it
