@@ -158,12 +158,12 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         debug: Debug = False,
     ) -> None:
         """Write a Triton model repository for the ONNX file and the engine."""
-        from iekd.deploy.triton import write_repository
+        from iekd.deploy.triton import server_command, write_repository
 
         place = write_repository(
             output, name, model, plan, max_batch=max_batch, instances=instances, dynamic_batching_us=delay
         )
-        out.print(f"[green]✓[/] {place}  tritonserver --model-repository={place}", highlight=False, soft_wrap=True)
+        out.print(f"[green]✓[/] {place}  {server_command(place, plan)}", highlight=False, soft_wrap=True)
 
 
 def _range(flag: str, text: str) -> tuple[int, int, int]:

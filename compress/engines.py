@@ -14,6 +14,7 @@ import numpy as np
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.targets import TARGETS
+from iekd.compress.views import plain_arrays
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Session, get_backend
 from iekd.deploy.benchmark import measure_latency
@@ -26,6 +27,7 @@ SCHEMES = TARGETS["tensorrt"].schemes
 PRECISIONS = ("fp32", *SCHEMES, "best")
 IMAGES = 512
 """Training images that calibrate and decide, half each."""
+LATENCY_IMAGES = 64
 WORTH = 0.99
 """With ``best``: share of the float32 file's accuracy that another precision must keep."""
 
@@ -175,10 +177,10 @@ def _ranked(
     folder: Path,
 ) -> list[Choice]:
     """The fastest of those that keep their accuracy, then the others by speed."""
-    images, labels = some_arrays(data.val, files["fp32"], len(data.val))
+    preprocessing = read_metadata(files["fp32"]).preprocessing
 
     def accuracy_of(session: Session) -> float:
-        return measure_accuracy(session, [(images, labels)], data.classes)[0].top1.value
+        return measure_accuracy(session, plain_arrays(data, preprocessing), data.classes)[0].top1.value
 
     accuracy = {name: accuracy_of(session) for name, session in sessions.items()}
     if "fp32" in accuracy:
@@ -187,7 +189,8 @@ def _ranked(
         with contextlib.closing(get_backend("onnxruntime").load(files["fp32"])) as session:
             whole = accuracy_of(session)
     least = max(session.batch_range[0] for session in sessions.values())
-    run = measure_latency(sessions, images[: max(64, least)], folder=folder / "traces", batch=least)
+    images, _ = some_arrays(data.val, files["fp32"], max(LATENCY_IMAGES, least))
+    run = measure_latency(sessions, images, folder=folder / "traces", batch=least)
     found = [
         Choice(name, files[name], built[name], accuracy[name], run.latency[name].median.value) for name in sessions
     ]

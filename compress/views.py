@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -25,6 +26,7 @@ PLAIN = -1
 """The view without augmentation."""
 
 _MAX_AUTO_WORKERS = 4
+_PLAIN_BATCH = 64
 _EPOCH_STREAM, _VIEW_STREAM = 0, 1
 
 
@@ -122,6 +124,23 @@ def train_loader(
 def plain_loader(dataset: ViewDataset, *, batch_size: int, workers: int, view: int = PLAIN) -> DataLoader[Sample]:
     """Every image once, in order, as one view; not augmented where none is named."""
     return _loader(dataset, _Views(np.arange(len(dataset)), view), batch_size, workers, drop_last=False)
+
+
+def plain_arrays(
+    data: ImageData, preprocessing: Preprocessing
+) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """The validation images in order and batches, decoded as they are asked for: all of them may not fit into memory.
+
+    Args:
+        data: the images.
+        preprocessing: of the model.
+
+    Yields:
+        Float32 images (B, 3, size, size) and class indices (B,).
+    """
+    dataset = ViewDataset(data.val, preprocessing, "none", seed=0)
+    for batch in plain_loader(dataset, batch_size=_PLAIN_BATCH, workers=auto_workers(data)):
+        yield np.asarray(batch.image), np.asarray(batch.target)
 
 
 def auto_workers(data: ImageData) -> int:

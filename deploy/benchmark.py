@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from iekd.deploy.backends import Array, Session
 from iekd.deploy.conditions import Monitor, warnings_of
+from iekd.deploy.device.stages import stage_warnings
 from iekd.deploy.results import Conditions, Distribution, Interval, Latency
 from iekd.deploy.statistics import distribution, ratio_of_medians
 from iekd.files import atomic_file
@@ -32,10 +33,6 @@ a pause they doubled the latency of every seventh call of the next session (docs
 SAMPLE_CALLS = 2000
 CV_LIMIT = 0.10
 """Of the host's clock: above this, on a shared or floating machine the median holds, the tail does not."""
-COMPUTE_CV_LIMIT = 0.025
-"""Of the compute time, as trtexec has it."""
-LAUNCH_BOUND = 0.8
-"""Enqueueing that takes this share of the compute time, as trtexec has it."""
 POLICY = "host wall clock around one call, input and output in host memory, one request in flight"
 PARTS = ("h2d", "compute", "d2h", "enqueue")
 
@@ -190,6 +187,7 @@ def _summarize(
     values = np.array(trace.milliseconds)
     whole = distribution(values)
     parts = {name: distribution(np.array(part)) for name, part in trace.parts.items()}
+    stages = {name: {"median": part.median.value, "cv": part.cv} for name, part in parts.items()}
     every = max(1, -(-len(values) // SAMPLE_CALLS))
     own = getattr(session, "policy", "")
     return Latency(
@@ -203,7 +201,7 @@ def _summarize(
         sample=[round(float(value), 5) for value in values[::every]],
         parts=parts,
         conditions=conditions,
-        warnings=[*_restless(whole), *_part_warnings(parts), *warnings_of(conditions)],
+        warnings=[*_restless(whole), *stage_warnings(stages), *warnings_of(conditions)],
     )
 
 
@@ -214,28 +212,6 @@ def _restless(whole: Distribution) -> list[str]:
         f"latency varied by {whole.cv:.0%} (coefficient of variation): the machine was busy or its clocks moved; "
         "trust the median and the ratio, not the tail"
     ]
-
-
-def _part_warnings(parts: Mapping[str, Distribution]) -> list[str]:
-    """What the parts of a call say of how it should be improved, or mistrusted."""
-    compute = parts.get("compute")
-    if compute is None:
-        return []
-    found = []
-    if compute.cv > COMPUTE_CV_LIMIT:
-        found.append(f"compute time varied by {compute.cv:.1%} (coefficient of variation): lock the device's clocks")
-    if "enqueue" in parts and parts["enqueue"].median.value > LAUNCH_BOUND * compute.median.value:
-        found.append(
-            f"launch-bound: enqueueing took {parts['enqueue'].median.value:.3g} ms of {compute.median.value:.3g} ms "
-            "compute; capture a CUDA graph or raise the batch"
-        )
-    for name, words in (("h2d", "to the device"), ("d2h", "from the device")):
-        if name in parts and parts[name].median.value >= compute.median.value:
-            found.append(
-                f"transfer-bound: copying {words} took {parts[name].median.value:.3g} ms, "
-                f"computing {compute.median.value:.3g} ms"
-            )
-    return found
 
 
 class _no_garbage_collection:  # noqa: N801 - reads as a statement

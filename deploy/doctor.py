@@ -5,26 +5,25 @@ No package is imported to be asked: their metadata and files are read, so the an
 
 from __future__ import annotations
 
-import ctypes
-import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
 import shutil
-import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-from iekd.deploy import machine
+from iekd.deploy import machine, probe
 
 GIB = 2**30
 LEAST_MEMORY = 8 * GIB
 """Memory and swap together, below which building an engine runs out of memory on boards (ultralytics issue 19614)."""
 TENSORRT_LEAST = (10, 3)
 L4T_LEAST = (36, 4)
-ROOT = Path("/")
+L4T_OF_JETPACK_7 = (38,)
+_JETPACK_6_TORCH = (
+    "pip install --force-reinstall --index-url INDEX torch torchvision    # INDEX: NVIDIA's, of PyTorch wheels for "
+    "this JetPack; PyTorch's own wheel knows the CPU only.  A bundle's run.py needs no PyTorch"
+)
 
 
 class Finding(NamedTuple):
@@ -39,23 +38,16 @@ class Finding(NamedTuple):
     """Without it no job can run."""
 
 
-class Answer(NamedTuple):
-    """What a command said; ``status`` is None where it does not exist or did not end in time."""
-
-    status: int | None
-    text: str
-
-
 def examine() -> list[Finding]:
     """Look at this machine; never raises."""
-    release = machine.l4t(_read("etc/nv_tegra_release"))
+    release = machine.l4t(probe.read("etc/nv_tegra_release"))
     gpu = _gpu()
     has_gpu = gpu.status == "ok"
-    driver_cuda = _driver_cuda()
+    driver_cuda = probe.driver_cuda()
     findings = [
         _machine(),
         _memory(),
-        _torch(has_gpu=has_gpu, driver_cuda=driver_cuda),
+        _torch(has_gpu=has_gpu, driver_cuda=driver_cuda, release=release),
         _onnxruntime(wants_cuda=has_gpu and release is None),
         _openvino(),
         gpu,
@@ -73,22 +65,22 @@ def healthy(findings: Iterable[Finding]) -> bool:
 
 
 def _machine() -> Finding:
-    text = _read("proc/cpuinfo")
-    name = machine.cpu_name(text) or _board() or platform.machine()
+    text = probe.read("proc/cpuinfo")
+    name = machine.cpu_name(text) or probe.board() or platform.machine()
     sets = ", ".join(machine.instruction_sets(text)) or "no instructions for INT8 or BF16"
     cores = len(os.sched_getaffinity(0))
     return Finding("machine", "info", f"{name}, {cores} cores, {sets}; Python {platform.python_version()}")
 
 
 def _memory() -> Finding:
-    known = machine.memory(_read("proc/meminfo"))
+    known = machine.memory(probe.read("proc/meminfo"))
     if "MemTotal" not in known:
         return Finding("memory", "info", "unknown: /proc/meminfo does not say")
     total, swap = known["MemTotal"], known.get("SwapTotal", 0)
     parts = [f"{total / GIB:.1f} GiB", f"swap {swap / GIB:.1f} GiB" if swap else "no swap"]
     if "MemAvailable" in known:
         parts.insert(1, f"{known['MemAvailable'] / GIB:.1f} available")
-    limit = _read("sys/fs/cgroup/memory.max") or _read("sys/fs/cgroup/memory/memory.limit_in_bytes")
+    limit = probe.read("sys/fs/cgroup/memory.max") or probe.read("sys/fs/cgroup/memory/memory.limit_in_bytes")
     if limit.strip().isdigit() and int(limit) < total:
         total = int(limit)
         parts.insert(1, f"this container may use {total / GIB:.1f}")
@@ -100,18 +92,20 @@ def _memory() -> Finding:
     return Finding("memory", "missing", ", ".join(parts) + ": little for building engines", fix)
 
 
-def _torch(*, has_gpu: bool, driver_cuda: tuple[int, int] | None) -> Finding:
-    version = _version("torch")
+def _torch(*, has_gpu: bool, driver_cuda: tuple[int, int] | None, release: tuple[int, ...] | None) -> Finding:
+    version = probe.version("torch")
     if version is None:
         return Finding("PyTorch", "missing", "not installed", "pip install iekd-compress", required=True)
-    built = re.search(r"^cuda\b[^=]*=\s*['\"](\d+)\.(\d+)", _package_text("torch", "version.py"), re.MULTILINE)
-    detail = (
-        f"{version}, {f'for CUDA {built[1]}.{built[2]}' if built else 'CPU only'}, timm {_version('timm') or 'missing'}"
-    )
+    built = re.search(r"^cuda\b[^=]*=\s*['\"](\d+)\.(\d+)", probe.package_text("torch", "version.py"), re.MULTILINE)
+    cuda = f"for CUDA {built[1]}.{built[2]}" if built else "CPU only"
+    detail = f"{version}, {cuda}, timm {probe.version('timm') or 'missing'}"
     if has_gpu and built is None:
-        return Finding(
-            "PyTorch", "missing", f"{detail}: it does not use the GPU", "pip install --force-reinstall torch"
+        fix = (
+            "pip install --force-reinstall torch"
+            if release is None or release >= L4T_OF_JETPACK_7
+            else _JETPACK_6_TORCH
         )
+        return Finding("PyTorch", "missing", f"{detail}: it does not use the GPU", fix)
     if built and driver_cuda and int(built[1]) > driver_cuda[0]:
         fix = f"update NVIDIA's driver to one for CUDA {built[1]}, or install PyTorch for CUDA {driver_cuda[0]}"
         return Finding("PyTorch", "missing", f"{detail}: the driver takes CUDA {_dotted(driver_cuda)} at most", fix)
@@ -120,7 +114,7 @@ def _torch(*, has_gpu: bool, driver_cuda: tuple[int, int] | None) -> Finding:
 
 def _onnxruntime(*, wants_cuda: bool) -> Finding:
     names = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-rocm")
-    packages = {name: version for name in names if (version := _version(name))}
+    packages = {name: version for name in names if (version := probe.version(name))}
     to_gpu = f"pip uninstall -y {' '.join(packages)} && pip install 'iekd-compress[gpu]'"
     if not packages:
         extra = "gpu" if wants_cuda else "cpu"
@@ -141,7 +135,7 @@ def _onnxruntime(*, wants_cuda: bool) -> Finding:
 def _providers() -> list[str]:
     """Execution providers for which the installed ONNX Runtime brings a library."""
     known = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO", "rocm": "ROCm", "migraphx": "MIGraphX"}
-    folder = _package("onnxruntime")
+    folder = probe.package("onnxruntime")
     present = (
         {path.stem.rpartition("_")[2] for path in (folder / "capi").glob("libonnxruntime_providers_*.so")}
         if folder
@@ -151,7 +145,7 @@ def _providers() -> list[str]:
 
 
 def _openvino() -> Finding:
-    version = _version("openvino")
+    version = probe.version("openvino")
     if version:
         return Finding("OpenVINO", "ok", version)
     if platform.machine() != "x86_64":
@@ -160,8 +154,8 @@ def _openvino() -> Finding:
 
 
 def _gpu() -> Finding:
-    board = _board()
-    answer = _run("nvidia-smi", f"--query-gpu={machine.GPU_QUERY}", "--format=csv,noheader")
+    board = probe.board()
+    answer = probe.run("nvidia-smi", f"--query-gpu={machine.GPU_QUERY}", "--format=csv,noheader")
     found = machine.gpus(answer.text) if answer.status == 0 else []
     sm_of_board = next((sm for name, sm in machine.BOARD_SM.items() if name in board), "")
     if not found and sm_of_board:
@@ -178,7 +172,7 @@ def _gpu() -> Finding:
     return _no_gpu(answer)
 
 
-def _no_gpu(answer: Answer) -> Finding:
+def _no_gpu(answer: probe.Answer) -> Finding:
     """Why nvidia-smi named no GPU."""
     first = next(iter(answer.text.splitlines()), "")
     if "version mismatch" in answer.text:
@@ -190,7 +184,7 @@ def _no_gpu(answer: Answer) -> Finding:
     if "not a valid field" in answer.text:
         return Finding("GPU", "missing", "a driver too old to tell the compute capability", _driver_install())
     if _nvidia_on_pci():
-        inside = (ROOT / ".dockerenv").exists() or (ROOT / "run/.containerenv").exists()
+        inside = (probe.ROOT / ".dockerenv").exists() or (probe.ROOT / "run/.containerenv").exists()
         fix = "docker run --gpus all ..." if inside else _driver_install()
         return Finding("GPU", "missing", f"an NVIDIA GPU without a working driver {first}".rstrip(), fix)
     if answer.status is None and answer.text:
@@ -200,34 +194,25 @@ def _no_gpu(answer: Answer) -> Finding:
 
 def _nvidia_on_pci() -> bool:
     """Whether a display controller (class 03) of NVIDIA (vendor 10de) is on the bus."""
-    devices = (ROOT / "sys/bus/pci/devices").glob("*") if (ROOT / "sys/bus/pci/devices").is_dir() else ()
+    folder = probe.ROOT / "sys/bus/pci/devices"
+    devices = folder.glob("*") if folder.is_dir() else ()
     return any(
-        _text(device / "vendor").strip() == "0x10de" and _text(device / "class").startswith("0x03")
+        probe.text(device / "vendor").strip() == "0x10de" and probe.text(device / "class").startswith("0x03")
         for device in devices
     )
 
 
 def _driver_install() -> str:
-    ubuntu = re.search(r"^ID=\"?ubuntu", _read("etc/os-release"), re.MULTILINE)
+    ubuntu = re.search(r"^ID=\"?ubuntu", probe.read("etc/os-release"), re.MULTILINE)
     return (
         "sudo ubuntu-drivers install && sudo reboot" if ubuntu else "sudo apt-get install nvidia-driver && sudo reboot"
     )
 
 
-def _driver_cuda(library: str = "libcuda.so.1") -> tuple[int, int] | None:
-    """The latest CUDA that the driver takes; asked of its library, which needs no initialisation for that."""
-    number = ctypes.c_int(0)
-    try:
-        if ctypes.CDLL(library).cuDriverGetVersion(ctypes.byref(number)) != 0 or number.value <= 0:
-            return None
-    except (OSError, AttributeError):
-        return None
-    return number.value // 1000, number.value % 1000 // 10
-
-
 def _cuda(driver_cuda: tuple[int, int] | None) -> Finding:
-    beside = ROOT / "usr/local/cuda/bin/nvcc"
-    release = re.search(r"release ([\d.]+)", _run("nvcc" if shutil.which("nvcc") else str(beside), "--version").text)
+    beside = probe.ROOT / "usr/local/cuda/bin/nvcc"
+    compiler = probe.run("nvcc" if shutil.which("nvcc") else str(beside), "--version")
+    release = re.search(r"release ([\d.]+)", compiler.text)
     driver = f"the driver takes {_dotted(driver_cuda)}" if driver_cuda else "no driver"
     toolkit = (
         f"toolkit {release[1]}"
@@ -238,9 +223,10 @@ def _cuda(driver_cuda: tuple[int, int] | None) -> Finding:
 
 
 def _tensorrt(*, has_gpu: bool, on_jetson: bool) -> Finding:
-    version = next(filter(None, map(_version, ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"))), None)
+    version = next(filter(None, map(probe.version, ("tensorrt", "tensorrt_cu13", "tensorrt_cu12"))), None)
     if version is None:  # a Debian package may come without metadata
-        stated = re.search(r"^__version__\s*=\s*['\"]([\d.]+)", _package_text("tensorrt", "__init__.py"), re.MULTILINE)
+        text = probe.package_text("tensorrt", "__init__.py")
+        stated = re.search(r"^__version__\s*=\s*['\"]([\d.]+)", text, re.MULTILINE)
         version = stated[1] if stated else None
     if version is not None:
         numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
@@ -248,7 +234,7 @@ def _tensorrt(*, has_gpu: bool, on_jetson: bool) -> Finding:
             return Finding("TensorRT", "ok", version)
         fix = "flash JetPack 6.1 or later" if on_jetson else "pip install --upgrade tensorrt"
         return Finding("TensorRT", "missing", f"{version} is too old, {_dotted(TENSORRT_LEAST)} is the least", fix)
-    if any((ROOT / "usr/lib").glob("python3*/dist-packages/tensorrt")):
+    if any((probe.ROOT / "usr/lib").glob("python3*/dist-packages/tensorrt")):
         fix = "python3 -m venv --system-site-packages .venv && .venv/bin/pip install 'iekd-compress[cpu]'"
         return Finding("TensorRT", "missing", "the system has it, this environment does not see it", fix)
     if on_jetson:
@@ -263,7 +249,7 @@ def _tensorrt(*, has_gpu: bool, on_jetson: bool) -> Finding:
 
 
 def _jetpack(release: tuple[int, ...]) -> Finding:
-    package = _run("dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack")
+    package = probe.run("dpkg-query", "--show", "--showformat=${Version}", "nvidia-jetpack")
     version = package.text.partition("+")[0] if package.status == 0 and package.text else machine.jetpack(release)
     detail = f"{version or 'unknown'} (Jetson Linux {_dotted(release)})"
     if release < L4T_LEAST:
@@ -274,8 +260,8 @@ def _jetpack(release: tuple[int, ...]) -> Finding:
 
 
 def _power_mode() -> Finding:
-    mode = machine.power_mode(_run("nvpmodel", "-q").text)
-    modes = machine.power_modes(_read("etc/nvpmodel.conf"))
+    mode = machine.power_mode(probe.run("nvpmodel", "-q").text)
+    modes = machine.power_modes(probe.read("etc/nvpmodel.conf"))
     best = next((name for name in ("MAXN_SUPER", "MAXN") if name in modes), "")
     if not mode:
         fix = f"sudo nvpmodel -m {modes[best]}" if best else "sudo nvpmodel -q --verbose"
@@ -290,55 +276,5 @@ def _power_mode() -> Finding:
     return Finding("power mode", "info", mode)
 
 
-def _board() -> str:
-    """A Jetson's model, or nothing."""
-    model = _read("proc/device-tree/model").strip("\0\n ")
-    return model if model.startswith("NVIDIA") else ""
-
-
 def _dotted(version: Iterable[int]) -> str:
     return ".".join(map(str, version))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _package(name: str) -> Path | None:
-    """Folder of an installed package, which is not imported."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin).parent if spec and spec.origin else None
-
-
-def _package_text(name: str, file: str) -> str:
-    folder = _package(name)
-    return _text(folder / file) if folder else ""
-
-
-def _run(*command: str) -> Answer:
-    if shutil.which(command[0]) is None:
-        return Answer(None, "")
-    try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=5)
-    except subprocess.TimeoutExpired:
-        return Answer(None, f"{command[0]} did not answer within 5 s")
-    except OSError as error:
-        return Answer(None, f"{command[0]}: {error.strerror}")
-    return Answer(done.returncode, done.stdout.decode(errors="replace").strip())
-
-
-def _read(path: str) -> str:
-    return _text(ROOT / path)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -17,11 +17,12 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from iekd.deploy import remote_agent
+from iekd.deploy.remote_board import EXIT_SSH, Board, connection_error, last_line
+from iekd.deploy.remote_run import AGAIN, run_bundle
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
 from iekd.files import atomic_file, sha256_of
 
@@ -29,43 +30,7 @@ FOLDER = "iekd-bundles"
 """On the board, in the home of the user."""
 MIN_PYTHON = (3, 10)
 _BLOCK = 1 << 18
-_EXIT_SSH, _EXIT_NOT_FOUND = 255, 127
-
-
-@dataclass(frozen=True)
-class Board:
-    """How to reach a board.
-
-    Args:
-        host: as ssh takes it: ``user@board`` or a name of ``~/.ssh/config``.
-        port: of its ssh; None: as ssh is configured.
-        identity: private key; None: as ssh is configured.
-        options: further ``-o`` options of ssh, such as ``ProxyJump=gate``.
-        python: the board's Python, 3.10 or later.
-    """
-
-    host: str
-    port: int | None = None
-    identity: Path | None = None
-    options: tuple[str, ...] = ()
-    python: str = "python3"
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.@:%\[\]-]+", self.host) or self.host.startswith("-"):
-            raise InputError(f"'{self.host}' is not a host.", "Give user@board.")
-
-    def command(self, program: str) -> list[str]:
-        """``ssh`` or ``scp`` with all options, up to the host."""
-        path = shutil.which(program)
-        if path is None:
-            raise EnvironmentMissingError(f"{program} is not installed.", "sudo apt-get install openssh-client")
-        keepalive = ("ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4")
-        options = [part for option in ("BatchMode=yes", *self.options, *keepalive) for part in ("-o", option)]
-        if self.port is not None:
-            options += ["-p" if program == "ssh" else "-P", str(self.port)]
-        if self.identity is not None:
-            options += ["-i", str(self.identity), "-o", "IdentitiesOnly=yes"]
-        return [path, *options]
+_EXIT_NOT_FOUND = 127
 
 
 def deploy(
@@ -114,7 +79,7 @@ def deploy(
     digest, unpacked, manifest = _examine(bundle)
     _copy(board, bundle, folder, digest, unpacked, say)
     place = str(_agent(board, "unpack", folder, digest)["folder"])
-    _run(board, place, arguments, say)
+    run_bundle(board, place, arguments, say)
     return _fetch(board, place, output, manifest)
 
 
@@ -202,8 +167,8 @@ def _feed(pipe: IO[bytes], source: bytes, data: Path | None, offset: int) -> Non
 
 def _checked(board: Board, code: int, answer: bytes, told: str) -> dict[str, Any]:
     """The agent's answer, or what went wrong as an error."""
-    if code == _EXIT_SSH:
-        raise _connection_error(board, told)
+    if code == EXIT_SSH:
+        raise connection_error(board, told)
     if code == _EXIT_NOT_FOUND:
         raise EnvironmentMissingError(
             f"{board.host} has no {board.python}.", "sudo apt-get install python3 there, or give --python PATH."
@@ -211,7 +176,7 @@ def _checked(board: Board, code: int, answer: bytes, told: str) -> dict[str, Any
     try:
         value: dict[str, Any] = json.loads(answer)
     except ValueError as error:
-        last = _last_line(told) or f"exit code {code}"
+        last = last_line(told) or f"exit code {code}"
         raise EnvironmentMissingError(
             f"{board.python} on {board.host} did not answer ({last}).", f"Try: ssh {board.host} {board.python} -V"
         ) from error
@@ -230,62 +195,6 @@ def _agent_error(board: Board, kind: str, detail: str) -> IekdError:
     return EnvironmentMissingError(f"{board.host} {message} ({detail}).", hint)
 
 
-def _connection_error(board: Board, told: str) -> IekdError:
-    """What ssh said, as one message."""
-    host, last = board.host, _last_line(told)
-    name = host.rpartition("@")[2]
-    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in told:
-        message = f"the host key of {host} is not the one that this machine knows."
-        return EnvironmentMissingError(message, f"If the board was set up anew: ssh-keygen -R {name}, then ssh {host}.")
-    if "Host key verification failed" in told:
-        message = f"the host key of {host} is not known here."
-        return EnvironmentMissingError(message, f"Connect once by hand and compare its fingerprint: ssh {host}")
-    if "Permission denied" in told:
-        message = f"{host} does not let us in without a password."
-        return EnvironmentMissingError(message, f"ssh-copy-id {host}, or give --identity FILE.")
-    return EnvironmentMissingError(
-        f"cannot reach {host} ({last or 'ssh says nothing'}).", "Check its name, its port and that it is on."
-    )
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
-
-
-def _run(board: Board, place: str, arguments: Sequence[str], say: Callable[[str], None]) -> None:
-    """Run the bundle on the board, its output line by line; a verdict of either kind is no error."""
-    remote = f"cd {shlex.quote(place)} && exec {shlex.join([board.python, 'run.py', *arguments])} 2>&1"
-    command = [*board.command("ssh"), board.host, remote]
-    last = ""
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
-        )
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                last = line.strip() or last
-                say(line.rstrip("\n"))
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-        errors.seek(0)
-        told = errors.read().decode(errors="replace")
-    if code in (0, 1):
-        return
-    if code == _EXIT_SSH:
-        raise EnvironmentMissingError(f"the connection to {board.host} broke ({_last_line(told)}).", _AGAIN)
-    kind = InputError if code == 2 else EnvironmentMissingError
-    reason = last.removeprefix("error: ")
-    raise kind(f"the run on {board.host} ended with exit code {code}: {reason}", "" if code in (2, 3) else _AGAIN)
-
-
-_AGAIN = "Start the same command again: the run goes on."
-
-
 def _fetch(board: Board, place: str, output: Path, manifest: str) -> Path:
     """Copy ``result.json`` and the traces here, and see that they are of this bundle."""
     output.mkdir(parents=True, exist_ok=True)
@@ -295,7 +204,7 @@ def _fetch(board: Board, place: str, output: Path, manifest: str) -> Path:
         answer = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
         if answer.returncode:
             raise EnvironmentMissingError(
-                f"cannot fetch the result from {board.host} ({_last_line(answer.stderr)}).", _AGAIN
+                f"cannot fetch the result from {board.host} ({last_line(answer.stderr)}).", AGAIN
             )
         fetched = Path(temporary)
         try:
@@ -304,7 +213,7 @@ def _fetch(board: Board, place: str, output: Path, manifest: str) -> Path:
         except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if not whole:
-            raise EnvironmentMissingError(f"the run on {board.host} left no complete result.", _AGAIN)
+            raise EnvironmentMissingError(f"the run on {board.host} left no complete result.", AGAIN)
         for path in (*sorted((fetched / "traces").glob("*.npz")), fetched / "result.json"):
             with atomic_file(output / path.relative_to(fetched)) as target:
                 shutil.copyfile(path, target)

@@ -74,9 +74,7 @@ class Latency(Distribution):
     policy: str = Field(description="what the headline figure includes, in words")
     trace: str = Field(description="raw trace, a file relative to the run folder")
     sample: list[float] = Field(description="at most 2,000 evenly spaced calls of the trace, in order, for drawing")
-    parts: dict[str, Distribution] = Field(
-        default={}, description="of the same calls, where the device tells them apart: h2d, compute, d2h, enqueue"
-    )
+    parts: dict[str, Distribution] = Field(default={}, description="h2d, compute, d2h, enqueue, where told apart")
     conditions: Conditions | None = None
     warnings: list[str] = []
 
@@ -225,7 +223,8 @@ class Fingerprint(Record):
     python: str
     packages: dict[str, str]
     gpu: str | None = None
-    clocks: str = Field(description="'locked', 'floating' or 'unknown', with the governor where one is readable")
+    clocks: str = Field(description="'locked', 'floating' or 'unknown', with the governors where they are readable")
+    gpu_clocks: str | None = Field(default=None, description="of the moment, as far as nvidia-smi tells")
     extra: dict[str, str] = {}
 
 

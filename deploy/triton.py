@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +113,25 @@ def write_repository(
         )
         _write_model(output / model, FORMS[form], path, config, interface)
     return output
+
+
+def server_command(repository: Path, plan: Path | None) -> str:
+    """The command that serves ``repository``.
+
+    Args:
+        repository: written by :func:`write_repository`.
+        plan: what it was given; a version-compatible plan is loaded only by a backend that is told to.
+
+    Raises:
+        InputError: the plan has no manifest.
+    """
+    command = ["tritonserver", f"--model-repository={repository}"]
+    if plan is not None:
+        with domain_errors():
+            options = Manifest.read(plan).identity.options
+        if options.get("version_compatible"):
+            command.append("--backend-config=tensorrt,version-compatible=true")
+    return shlex.join(command)
 
 
 def read_interface(onnx: Path) -> Interface:

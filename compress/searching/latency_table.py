@@ -167,7 +167,7 @@ class LatencyTable:
 
 def machine_key(config: RunConfig) -> str:
     """Sixteen hexadecimal digits of what latencies on a target hang on: machine, threads, runtimes."""
-    found = fingerprint(threads(config)).model_dump(exclude={"memory_gib", "os", "python"})
+    found = fingerprint(threads(config)).model_dump(exclude={"memory_gib", "os", "python", "gpu_clocks"})
     text = json.dumps([found, TARGETS[config.target].backend], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -28,7 +28,6 @@ BLOCK_SECONDS = 0.1
 SETTLE_SECONDS = 0.05
 """Before each block, so that idle workers of the session before have gone to rest."""
 MIN_CALLS = 10
-STAGE_CALLS = 100
 SAMPLE_CALLS = 2000
 CV_LIMIT = 0.10
 POLICY = "host wall clock around one call, input and output in host memory, one request in flight"
@@ -156,20 +155,6 @@ def _measure_block(
 
 def _short(trace: Trace, seconds: float) -> bool:
     return sum(trace.milliseconds) < seconds * 1e3 or len(trace.milliseconds) < MIN_CALLS
-
-
-def measure_stages(session: Session, images: Array, calls: int = STAGE_CALLS) -> dict[str, dict[str, float]]:
-    """Median and 99th percentile in milliseconds of each stage that the session can time; a pass of its own."""
-    stages: dict[str, list[float]] = {}
-    for number in range(calls):
-        at = number % len(images)
-        _, times = session.timed_run(np.ascontiguousarray(images[at : at + 1]))
-        for name, milliseconds in times.items():
-            stages.setdefault(name, []).append(float(milliseconds))
-    return {
-        name: {"median": float(np.median(values)), "p99": float(np.percentile(values, 99))}
-        for name, values in stages.items()
-    }
 
 
 def summarize(trace: Trace, warmup_seconds: float) -> dict[str, Any]:

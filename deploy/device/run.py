@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from . import energy, sensors
+from .builds import Builds
 from .contents import Bundle, open_bundle
 from .errors import DeviceError
-from .files import read_json, write_json
-from .measure import Session, answers, measure_latency, measure_stages, summarize, wilson
+from .files import locked, read_object, write_json
+from .measure import Session, answers, measure_latency, summarize, wilson
 from .options import build_settings, predict_options, run_options
 from .parts import EXIT_DEFECT, EXIT_KEPT, EXIT_MISSED, exit_code_of
 from .runtimes import Ready, accelerator_note, open_session, prepare, require
+from .stages import measure_stages, stage_warnings
 from .verdict import judge, misses, table
 
 SCHEMA_VERSION = 1
@@ -33,6 +35,7 @@ WARMUP_SECONDS = 0.5
 REST_SECONDS = 2.0
 ENERGY_SECONDS = 3.0
 RESULT = "result.json"
+LOCK = "run.lock"
 
 
 def main(arguments: Sequence[str] | None = None, folder: Path | None = None) -> int:
@@ -66,7 +69,7 @@ class _Run:
     options: argparse.Namespace
     bundle: Bundle
     output: Path
-    result: dict[str, Any]
+    result: dict[str, Any] = field(default_factory=dict)
     reason: DeviceError = field(default_factory=lambda: DeviceError("no model."))
     """Why the last precision that failed did."""
 
@@ -78,15 +81,17 @@ def _run(options: argparse.Namespace, folder: Path) -> int:
     _say("verifying the bundle")
     bundle = open_bundle(folder)
     version = require(options.backend)
-    run = _Run(options, bundle, options.output or folder, {})
-    run.result = _begin(run, version)
-    run.save()
-    with contextlib.ExitStack() as stack:
-        sessions = _open_sessions(run, stack)
-        for precision, session in sessions.items():
-            _check_accuracy(run, precision, session)
-        _measure(run, sessions)
-    return _finish(run)
+    run = _Run(options, bundle, options.output or folder)
+    # After a broken connection the run that was there lives on until it next prints.
+    with locked(run.output / LOCK, lambda: _say(f"another run.py works in {run.output}: waiting for its end")):
+        run.result = _begin(run, version)
+        run.save()
+        with contextlib.ExitStack() as stack:
+            sessions = _open_sessions(run, stack)
+            for precision, session in sessions.items():
+                _check_accuracy(run, precision, session)
+            _measure(run, sessions)
+        return _finish(run)
 
 
 def _begin(run: _Run, version: str) -> dict[str, Any]:
@@ -97,7 +102,7 @@ def _begin(run: _Run, version: str) -> dict[str, Any]:
         "runtime": {"name": run.options.backend, "version": version},
     }
     build = None if run.options.backend == "onnxruntime" else build_settings(run.options).as_dict()
-    before = _read_result(run.output)
+    before = read_object(run.output / RESULT)
     same = all(before.get(key) == value for key, value in identity.items()) and not before.get("complete")
     kept = []
     same = same and before.get("settings", {}).get("build") == build  # another engine may answer otherwise
@@ -146,13 +151,8 @@ def _open_sessions(run: _Run, stack: contextlib.ExitStack) -> dict[str, Session]
     Raises:
         DeviceError: none can be run.
     """
-    options, settings = run.options, build_settings(run.options)
-    ready: dict[str, Ready] = {}
+    options, ready = run.options, _build(run)
     sessions: dict[str, Session] = {}
-    for precision, path in run.bundle.models.items():
-        _say(f"{precision}: preparing ({options.backend})")
-        with _reported(run, precision):
-            ready[precision] = prepare(options.backend, path, run.output / "engines", settings=settings, say=_say)
     if options.dla is None and (note := accelerator_note(options.backend)):
         run.result["notes"].append(note)
     for precision, made in ready.items():
@@ -165,6 +165,17 @@ def _open_sessions(run: _Run, stack: contextlib.ExitStack) -> dict[str, Session]
     if not sessions:
         raise run.reason
     return sessions
+
+
+def _build(run: _Run) -> dict[str, Ready]:
+    backend, settings, models = run.options.backend, build_settings(run.options), run.bundle.models
+    builds = Builds(run.output, [run.bundle.digest, backend, settings.as_dict()])
+    ready: dict[str, Ready] = {}
+    for precision in builds.in_order(models, _say):
+        _say(f"{precision}: preparing ({backend})")
+        with _reported(run, precision), builds.of(precision):
+            ready[precision] = prepare(backend, models[precision], run.output / "engines", settings=settings, say=_say)
+    return ready
 
 
 @contextlib.contextmanager
@@ -202,6 +213,7 @@ def _measure(run: _Run, sessions: dict[str, Session]) -> None:
         model = _model(run, precision)
         model["latency"] = {**summarize(trace, WARMUP_SECONDS), "trace": f"traces/{path.name}"}
         model["stages_ms"] = measure_stages(sessions[precision], images)
+        model["latency"]["warnings"] += stage_warnings(model["stages_ms"])
         model["energy"] = None
         run.save()
     if not run.options.no_energy:
@@ -262,20 +274,11 @@ def _predict(options: argparse.Namespace, folder: Path) -> int:
 
 def _winner(bundle: Bundle, output: Path, backend: str) -> str | None:
     """The precision that won the last complete run of this bundle on this runtime."""
-    result = _read_result(output)
+    result = read_object(output / RESULT)
     if result.get("bundle", {}).get("digest") != bundle.digest or result["runtime"]["name"] != backend:
         return None
     winner: str | None = result.get("verdict", {}).get("winner")
     return winner
-
-
-def _read_result(output: Path) -> dict[str, Any]:
-    """What an earlier run left, or nothing where there is none that can be read."""
-    with contextlib.suppress(DeviceError):
-        value = read_json(output / RESULT)
-        if isinstance(value, dict):
-            return value
-    return {}
 
 
 def _say(line: str) -> None:

@@ -100,7 +100,12 @@ def accelerator_note(runtime: str) -> str | None:
     except DeviceError as error:  # not worth the run: the engines are built
         return f"No word on Deep Learning Accelerators: {error}"
     them = f"{found} Deep Learning Accelerator{'s' if found > 1 else ''}"
-    return f"This board has {them}: python3 run.py --dla 0 --output on-dla measures there." if found else None
+    return (
+        f"This board has {them}: python3 run.py --dla 0 --output on-dla measures there.  Look at fp16: what an "
+        "accelerator does not take runs on the GPU all the same, as all of fp32 does and Q/DQ of int8 may."
+        if found
+        else None
+    )
 
 
 def open_session(ready: Ready, *, threads: int) -> Session:

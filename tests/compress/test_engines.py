@@ -52,6 +52,13 @@ class Engine:
         self.closed = True
 
 
+def squares(count: int, wrong: int = 0) -> Any:
+    """As ``load_data`` has them."""
+    pixels, labels = sample_images(count, wrong)
+    pairs = [(Image.fromarray(image), int(label)) for image, label in zip(pixels, labels, strict=True)]
+    return SimpleNamespace(train=pairs, val=pairs, classes=CLASSES, in_memory=True)
+
+
 class Workshop:
     """What each step does for each precision; ``refuse`` raises there."""
 
@@ -61,6 +68,7 @@ class Workshop:
         self.batch_range = (1, 8)
         self.opened: list[Engine] = []
         self.told: list[str] = []
+        self.data = squares(40)
 
     def _step(self, step: str, precision: str) -> None:
         if (step, precision) in self.refuse:
@@ -94,9 +102,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Workshop:
     shop = Workshop()
     for name in ("check_precision", "convert", "build", "get_backend"):
         monkeypatch.setattr(engines, name, getattr(shop, name))
-    pixels, labels = sample_images(wrong=0)
-    pairs = [(Image.fromarray(image), int(label)) for image, label in zip(pixels, labels, strict=True)]
-    monkeypatch.setattr(engines, "load_data", lambda _: SimpleNamespace(train=pairs, val=pairs, classes=CLASSES))
+    monkeypatch.setattr(engines, "load_data", lambda _: shop.data)
     monkeypatch.setattr(
         engines, "measure_latency", functools.partial(measure_latency, seconds=0.05, warmup_seconds=0.0)
     )
@@ -119,6 +125,22 @@ def test_the_fastest_that_keeps_its_accuracy_comes_first(best: Callable[[], list
     assert {max(engine.batches) for engine in shop.opened} == {8}
     assert all(engine.closed for engine in shop.opened)
     assert shop.told == []
+
+
+def test_accuracy_is_of_all_images_which_are_never_in_memory_together(
+    best: Callable[[], list[Choice]], shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.data = squares(200, wrong=1)
+    held: list[int] = []
+    genuine = engines.some_arrays
+
+    def some_arrays(source: Any, model: Path, count: int) -> tuple[Any, Any]:
+        held.append(count)
+        return genuine(source, model, count)
+
+    monkeypatch.setattr(engines, "some_arrays", some_arrays)
+    assert [choice.accuracy for choice in best()] == [199 / 200] * len(SECONDS)
+    assert held == [64], "for the latency alone"
 
 
 def test_what_cannot_be_had_is_told_and_the_others_remain(best: Callable[[], list[Choice]], shop: Workshop) -> None:

@@ -26,6 +26,7 @@ from iekd.compress.searching.outcome import Limits, Point, judge, pareto_front, 
 from iekd.compress.searching.settings import SearchSettings
 from iekd.compress.searching.space import Candidate, Space, parse_shares, parse_sizes, parse_students
 from iekd.compress.searching.study import Study, open_storage
+from iekd.deploy import fingerprint, machine
 from iekd.deploy.results import Interval
 from iekd.errors import InputError
 from iekd.models.registry import count_macs
@@ -239,6 +240,26 @@ def test_latencies_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(latency_table, "machine_key", lambda _: "another")
     LatencyTable(config, 10).look_up(candidates[:1])
     assert measured == [candidates[1], candidates[0]]
+
+
+def test_a_machine_s_key_hangs_on_what_it_is_and_not_on_the_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks of two moments are one machine, another power mode is another."""
+
+    def key(mhz: int, mode: str) -> str:
+        for name, said in (("nvidia-smi", f'case $1 in *clocks*) echo "{mhz}, 1980";; *) echo "x";; esac'),
+                           ("nvpmodel", f'echo "NV Power Mode: {mode}"')):  # fmt: skip
+            (tmp_path / name).write_text(f"#!/bin/sh\n{said}\n")
+            (tmp_path / name).chmod(0o755)
+        assert f"{mhz} of 1980 MHz" in str(fingerprint.fingerprint(1).gpu_clocks)
+        return latency_table.machine_key(config)
+
+    config = make_config(tiny(tmp_path, student="any"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(machine, "l4t", lambda _: (36, 4, 3))
+    assert key(345, "MAXN") == key(1980, "MAXN")
+    assert key(345, "MAXN") != key(345, "15W")
 
 
 @pytest.mark.parametrize(("latency", "nearest"), [(1.9, "fp32"), (1.0, "fp32"), (0.9, "int8")])

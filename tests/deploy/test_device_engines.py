@@ -122,6 +122,19 @@ def test_all_engines_are_built_before_the_first_is_opened(
     assert "fp32.layers.json cannot be read" in engines["fp32"]["layers"]["error"]
 
 
+def test_a_launch_bound_engine_is_told(
+    board: Board, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def timed_run(self: Any, images: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        return self.run(images), {"compute": 1.0, "enqueue": 0.9, "host": 2.0}
+
+    monkeypatch.setattr(board.session, "timed_run", timed_run)
+    assert run.main(QUICK, folder) == 0
+    for model in result_of(folder)["models"]:
+        assert any(warning.startswith("launch-bound") for warning in model["latency"]["warnings"])
+    assert "note: fp16: launch-bound: enqueueing took 0.9 ms of 1 ms compute" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("call", ["build fp16", "open fp16"])
 def test_an_engine_that_cannot_be_had_is_told_and_the_others_remain(board: Board, folder: Path, call: str) -> None:
     board.fails = {call: OutOfMemoryError("no memory.", "Use less.")}
@@ -166,7 +179,9 @@ def test_an_accelerator_that_was_not_asked_for_is_told(board: Board, folder: Pat
     assert run.main(QUICK, folder) == 0
     (note,) = [note for note in result_of(folder)["notes"] if "Accelerator" in note]
     assert words in note
-    command = shlex.split(note.split(": ", 1)[1].removesuffix(" measures there."))
+    told, _, advice = note.split(": ", 1)[1].partition(" measures there.")
+    assert "fp16" in advice, "an accelerator does not compute in float32"
+    command = shlex.split(told)
     assert run.main([*QUICK, *command[2:4], "--output", str(folder / command[5])], folder) == 0
     assert board.settings[-1].dla_core == 0
     assert board.calls.count("probe") == 1  # who asks for it is not told of it

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from iekd.deploy import statistics
-from iekd.deploy.device import measure
+from iekd.deploy.device import measure, stages
 from iekd.deploy.results import Latency
 
 
@@ -139,11 +139,43 @@ def test_wilson_is_the_host_s(correct: int, total: int) -> None:
     assert [found["value"], found["low"], found["high"]] == pytest.approx([expected.value, expected.low, expected.high])
 
 
-def test_stages_are_summed_up() -> None:
-    clock = Clock()
-    stages = measure.measure_stages(Fake(clock, 0.003), IMAGES, calls=7)
-    assert stages["compute"] == pytest.approx({"median": 3.0, "p99": 3.0})
-    assert stages["host"]["median"] == pytest.approx(6.0)
+class Staged(Fake):
+    """Calls that go by a script: the first is slow, as after a pause, and each has stages of its own."""
+
+    def __init__(self, *calls: dict[str, float]) -> None:
+        super().__init__(Clock(), 0)
+        self.script = list(calls)
+
+    def timed_run(self, images: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
+        return self.run(images), self.script.pop(0)
+
+
+def test_stages_are_summed_up_but_for_the_first_call() -> None:
+    session = Staged({"compute": 90.0, "host": 99.0}, *({"compute": ms, "host": 2 * ms} for ms in (2.0, 3.0, 4.0)))
+    found = stages.measure_stages(session, IMAGES, calls=3)
+    assert found["compute"] == pytest.approx({"median": 3.0, "p99": 3.98, "cv": 1 / 3})
+    assert found["host"]["median"] == 6.0
+    assert session.inputs == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, []),
+        ({"enqueue": 1.7}, ["launch-bound: enqueueing took 1.7 ms of 2 ms compute"]),
+        ({"h2d": 2.0}, ["transfer-bound: copying to the device took 2 ms, computing 2 ms"]),
+        ({"d2h": 2.5}, ["transfer-bound: copying from the device took 2.5 ms, computing 2 ms"]),
+        ({"spread": 0.06}, ["compute time varied by 3.0% (coefficient of variation): lock the device's clocks"]),
+    ],
+)
+def test_the_board_warns_as_the_host_does(changes: dict[str, float], words: list[str]) -> None:
+    given = {"h2d": 0.2, "compute": 2.0, "d2h": 0.1, "enqueue": 0.5, "host": 3.0, "spread": 0.04, **changes}
+    half = given.pop("spread") / 2 * given["compute"]
+    calls = [{**given, "compute": given["compute"] + step} for step in (0, *[-half, half] * 50)]
+    found = stages.stage_warnings(stages.measure_stages(Staged(*calls), IMAGES, calls=100))
+    assert len(found) == len(words)
+    assert all(map(str.startswith, found, words))
+    assert stages.stage_warnings({"host": {"median": 1.0, "p99": 9.0, "cv": 3.0}}) == []
 
 
 @pytest.mark.parametrize("most", [None, 1, 5, 100])

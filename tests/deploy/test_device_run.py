@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import signal
 import subprocess
 import sys
 import zipfile
@@ -14,6 +16,7 @@ import pytest
 from bundle_samples import sample_bundle, sample_images, sample_models, stop_before_latency
 
 from iekd.deploy.device import run, runtimes, sensors
+from iekd.deploy.device.builds import Builds
 from iekd.deploy.device.errors import DeviceError
 from iekd.deploy.device.onnx_session import OnnxSession
 
@@ -184,6 +187,94 @@ def test_a_stopped_run_of_another_bundle_is_not_taken_up(
     for text in ("{half of a re", "[]", "{}"):
         (folder / "result.json").write_text(text)
         assert run.main(QUICK, folder) == 0
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from iekd.deploy.device import run
+def prepare(runtime, onnx, *_, **__):
+    if onnx.stem == "fp16":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run.Ready(runtime, onnx)
+run.prepare = prepare
+run.main(sys.argv[2:], Path(sys.argv[1]))
+"""
+
+
+def test_a_build_that_the_kernel_kills_comes_last_and_is_then_left_out_once(
+    tmp_path: Path, models: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = unpacked(tmp_path, models)
+
+    def killed() -> list[str]:
+        found = subprocess.run([sys.executable, "-c", KILLED, str(folder), *QUICK], capture_output=True, text=True)
+        assert found.returncode == -signal.SIGKILL, found.stderr
+        return found.stdout.splitlines()
+
+    assert killed()[-1] == "fp16: preparing (onnxruntime)"
+    told = killed()
+    assert told[-2:] == ["fp32: preparing (onnxruntime)", "fp16: preparing (onnxruntime)"]
+    (line,) = [line for line in told if "it is built last this time" in line]
+    assert line.startswith("fp16: building it was killed, most likely by the kernel for want of memory")
+    assert "--max-batch 1" in line
+    assert "swapon" in line
+
+    asked: list[str] = []
+    genuine = run.prepare
+    monkeypatch.setattr(
+        run, "prepare", lambda name, path, *a, **b: asked.append(path.stem) or genuine(name, path, *a, **b)
+    )
+    assert run.main([*QUICK, "--seconds", "0.06"], folder) == 0
+    assert asked == ["fp32"]
+    assert result_of(folder)["failed"]["fp16"].startswith("building it was killed")
+    assert "swapon" in result_of(folder)["failed"]["fp16"]
+    assert run.main(QUICK, folder) == 0, "there may be more memory now"
+    assert asked == ["fp32", "fp32", "fp16"]
+    assert run.main(QUICK, folder) == 0, "it was built, and is like any other again"
+    assert asked[3:] == ["fp16", "fp32"]
+    assert result_of(folder)["failed"] == {}
+    capsys.readouterr()
+
+
+def test_kills_are_of_the_same_settings_and_a_build_that_ends_leaves_none(tmp_path: Path) -> None:
+    def killed(of: Any) -> dict[str, int]:
+        return Builds(tmp_path, of).killed
+
+    path = tmp_path / "building.json"
+    with Builds(tmp_path, ["a"]).of("int8"):
+        during = path.read_text()
+    assert killed(["a"]) == {}
+    with pytest.raises(KeyboardInterrupt), Builds(tmp_path, ["a"]).of("int8"):
+        raise KeyboardInterrupt
+    assert killed(["a"]) == {}
+    path.write_text(during)
+    assert killed(["a"]) == {"int8": 1}
+    assert killed(["b"]) == {}, "other settings may need less"
+    for text in ("", "[]", "{}", '{"of": ["a"], "kil'):
+        path.write_text(text)
+        assert killed(["a"]) == {}
+
+
+def test_a_second_run_waits_for_the_first(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a run that lives on after its connection broke; it ends once it is waited for."""
+    folder = unpacked(tmp_path, models)
+    told: list[str] = []
+    with open(folder / "run.lock", "a") as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+
+        def say(line: str) -> None:
+            told.append(line)
+            if "another run.py" in line:
+                assert not (folder / "result.json").exists()
+                first.close()
+
+        monkeypatch.setattr(run, "_say", say)
+        assert run.main(QUICK, folder) == 0
+    assert told[1] == f"another run.py works in {folder}: waiting for its end"
+    assert result_of(folder)["complete"] is True
 
 
 def test_a_precision_that_the_board_cannot_run_is_told(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from iekd.deploy import doctor
+from iekd.deploy import probe
 from iekd.deploy.doctor import Finding, examine, healthy
 
 TEGRA_RELEASE = "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64\n"
@@ -51,11 +51,11 @@ class Machine:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     made = Machine(tmp_path)
-    monkeypatch.setattr(doctor, "ROOT", tmp_path)
+    monkeypatch.setattr(probe, "ROOT", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setattr(doctor, "_version", lambda name: made.versions.get(name))
-    monkeypatch.setattr(doctor, "_package", lambda name: made.packages.get(name))
-    monkeypatch.setattr(doctor, "_driver_cuda", lambda: made.driver_cuda)
+    monkeypatch.setattr(probe, "version", lambda name: made.versions.get(name))
+    monkeypatch.setattr(probe, "package", lambda name: made.packages.get(name))
+    monkeypatch.setattr(probe, "driver_cuda", lambda: made.driver_cuda)
     return made
 
 
@@ -156,7 +156,7 @@ def test_a_hanging_nvidia_smi_does_not_hang_us(machine: Machine, monkeypatch: py
         raise subprocess.TimeoutExpired("nvidia-smi", 5)
 
     machine.command("nvidia-smi", "")
-    monkeypatch.setattr(doctor.subprocess, "run", hang)
+    monkeypatch.setattr(probe.subprocess, "run", hang)
     assert "did not answer" in machine.findings()["GPU"].detail
 
 
@@ -192,6 +192,20 @@ def test_a_jetson(machine: Machine) -> None:
     assert found["JetPack"].detail.startswith("6.2 ")
 
 
+@pytest.mark.parametrize(
+    ("release", "works"), [("R36 (release), REVISION: 4.3", False), ("R38 (release), REVISION: 2.2", True)]
+)
+def test_a_torch_for_the_cpu_is_not_replaced_by_itself(machine: Machine, release: str, works: bool) -> None:
+    """On JetPack 6 PyTorch's own wheel is the one that knows the CPU only."""
+    machine.file("proc/device-tree/model", "NVIDIA Jetson AGX Orin Developer Kit\0")
+    machine.file("etc/nv_tegra_release", f"# {release}, GCID: 1, BOARD: generic\n")
+    machine.package("torch", "version.py", "cuda: Optional[str] = None\n")
+    found = machine.findings()["PyTorch"]
+    assert found.status == "missing"
+    assert (found.fix == "pip install --force-reinstall torch") == works
+    assert ("--index-url INDEX" in found.fix and "NVIDIA's" in found.fix) != works
+
+
 def test_an_old_jetpack_is_refused(machine: Machine) -> None:
     machine.file("etc/nv_tegra_release", "# R35 (release), REVISION: 4.1, GCID: 33958178, BOARD: t186ref\n")
     machine.file("proc/device-tree/model", "NVIDIA Jetson AGX Xavier\0")
@@ -223,9 +237,9 @@ def test_the_driver_library_is_asked_for_its_cuda(tmp_path: Path) -> None:
         source.write_text(f"int cuDriverGetVersion(int *v) {{ {body} }}\n")
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", tmp_path / f"{name}.so", source], check=True)
     (tmp_path / "damaged.so").write_bytes(b"\x7fELF")
-    assert doctor._driver_cuda(str(tmp_path / "good.so")) == (13, 2)
+    assert probe.driver_cuda(str(tmp_path / "good.so")) == (13, 2)
     for name in ("bad", "none", "damaged", "absent"):
-        assert doctor._driver_cuda(str(tmp_path / f"{name}.so")) is None
+        assert probe.driver_cuda(str(tmp_path / f"{name}.so")) is None
 
 
 def test_this_machine_is_told_as_it_is_without_importing_what_is_heavy() -> None:

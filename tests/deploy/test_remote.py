@@ -299,13 +299,27 @@ def test_the_board_s_own_errors_come_through(bundle: Path, reach: dict[str, Any]
 def test_a_connection_that_breaks(bundle: Path, reach: dict[str, Any], tmp_path: Path) -> None:
     """The board's end of the connection is killed while run.py runs."""
     python = tmp_path / "python"
+    its_sshd = "$(cut -d' ' -f4 /proc/$PPID/stat)"  # the parent of the shell that waits for run.py
     python.write_text(
-        f'#!/bin/sh\nif [ "$1" = run.py ]; then kill -9 $PPID; sleep 5; fi\nexec {reach["python"]} "$@"\n'
+        f'#!/bin/sh\nif [ "$1" = run.py ]; then kill -9 {its_sshd}; sleep 5; fi\nexec {reach["python"]} "$@"\n'
     )
     python.chmod(0o755)
     text = failed(bundle, reach, EnvironmentMissingError, python=str(python))
     assert "broke" in text
     assert "the run goes on" in text
+
+
+def test_a_run_that_is_killed_is_no_broken_connection(bundle: Path, reach: dict[str, Any], tmp_path: Path) -> None:
+    """As the kernel does where the memory does not suffice."""
+    python = tmp_path / "python"
+    dying = 'if [ "$1" = run.py ]; then echo "fp16: building 40 %"; kill -9 $$; fi'
+    python.write_text(f'#!/bin/sh\n{dying}\nexec {reach["python"]} "$@"\n')
+    python.chmod(0o755)
+    text = failed(bundle, reach, EnvironmentMissingError, python=str(python))
+    assert "was killed, most likely by the kernel for want of memory (its last line: fp16: building 40 %)" in text
+    for hint in ("--run-option=--max-batch=1", "--run-option=--workspace=", "swapon", "comes last"):
+        assert hint in text
+    assert "broke" not in text
 
 
 def test_the_output_stays_where_it_is_fetched_from(bundle: Path, reach: dict[str, Any]) -> None:
@@ -317,7 +331,7 @@ def test_a_crash_on_the_board_is_no_verdict(
 ) -> None:
     """Exit code 1 says that a limit was missed; a crash must not be taken for it, nor an old result for a new one."""
     deployed(bundle, reach)
-    monkeypatch.setattr(remote, "_run", lambda *_: None)
+    monkeypatch.setattr(remote, "run_bundle", lambda *_: None)
     path = Path(reach["folder"]) / "brightness-bundle" / "result.json"
     path.write_text(path.read_text().replace('"complete": true', '"complete": false'))
     assert "left no complete result" in failed(bundle, reach, EnvironmentMissingError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -17,7 +18,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from onnx import TensorProto, helper
 
 from iekd.deploy.device.engine_cache import Identity, Machine, Manifest, onnx_sha256
-from iekd.deploy.triton import FORMS, config_text, read_interface, write_repository
+from iekd.deploy.triton import FORMS, config_text, read_interface, server_command, write_repository
 from iekd.errors import InputError
 from iekd.models.preprocessing import Preprocessing
 
@@ -251,6 +252,18 @@ def test_a_plan_that_triton_cannot_serve_so_is_refused(
     with pytest.raises(InputError, match=words):
         write_repository(tmp_path / "repo", "student", onnx_file, plan, max_batch=8)
     assert not (tmp_path / "repo").exists()
+
+
+@pytest.mark.parametrize(("compatible", "flags"), [(True, ["tensorrt,version-compatible=true"]), (False, [])])
+def test_the_command_says_what_the_plan_needs(
+    files: tuple[Path, Path], tmp_path: Path, compatible: bool, flags: list[str]
+) -> None:
+    onnx_file, plan = files
+    describe_plan(plan, onnx_file, version_compatible=compatible)
+    output = write_repository(tmp_path / "my repo", "student", onnx_file, plan, max_batch=8)
+    expected = ["tritonserver", f"--model-repository={output}", *(f"--backend-config={flag}" for flag in flags)]
+    assert shlex.split(server_command(output, plan)) == expected
+    assert shlex.split(server_command(output, None)) == expected[:2]
 
 
 def test_a_plan_of_another_file_is_refused(files: tuple[Path, Path], tmp_path: Path) -> None:
