@@ -158,7 +158,8 @@ def _timing_cache(config: trt.IBuilderConfig, timing: bytes, journal: Journal) -
 
 def _layers(plan: bytes, settings: BuildSettings, journal: Journal) -> str:
     """What the engine consists of, as the inspector's JSON: layers, their types, formats and device."""
-    runtime: trt.Runtime = make_runtime(journal, host_code=settings.version_compatible)
+    host_code, dla_core = settings.version_compatible, settings.dla_core
+    runtime: trt.Runtime = make_runtime(journal, host_code=host_code, dla_core=dla_core)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise journal.failure()

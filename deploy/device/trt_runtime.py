@@ -51,13 +51,14 @@ def dla_cores() -> int:
     return int(builder.num_DLA_cores)
 
 
-def make_runtime(journal: Journal, *, host_code: bool) -> trt.Runtime:
+def make_runtime(journal: Journal, *, host_code: bool, dla_core: int | None) -> trt.Runtime:
     """A runtime.
 
     Args:
         journal: TensorRT's log.
         host_code: let engines run code of their own on the host, as version-compatible ones must; only for files whose
             digest has been checked.
+        dla_core: the Deep Learning Accelerator of the engines that it loads.
 
     Raises:
         DeviceMissingError: TensorRT finds no GPU.
@@ -68,6 +69,8 @@ def make_runtime(journal: Journal, *, host_code: bool) -> trt.Runtime:
         raise journal.failure(NOTHING_RETURNED) from error
     if host_code:
         runtime.engine_host_code_allowed = True
+    if dla_core is not None:  # an engine takes the core of the runtime that loads it, not the one that it was built for
+        runtime.DLA_core = dla_core
     return runtime
 
 
@@ -79,7 +82,8 @@ def load_engine(path: Path, manifest: Manifest, journal: Journal) -> tuple[trt.R
         DeviceMissingError: TensorRT finds no GPU.
     """
     options = manifest.identity.options
-    runtime: trt.Runtime = make_runtime(journal, host_code=bool(options.get("version_compatible")))
+    host_code, dla_core = bool(options.get("version_compatible")), options.get("dla_core")
+    runtime: trt.Runtime = make_runtime(journal, host_code=host_code, dla_core=dla_core)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise journal.failure("[E] Engine deserialization failed.")

@@ -87,6 +87,7 @@ MUST_BE_SEEN = {
     "ParserError.code",
     "ParserError.node_operator",
     "Refitter.refit_cuda_engine",
+    "Runtime.DLA_core",
     "Runtime.deserialize_cuda_engine",
     "Runtime.engine_host_code_allowed",
 }
@@ -169,6 +170,9 @@ def test_a_build_asks_for_what_was_set(run: Run, version: str) -> None:
     assert answer["timing reused"] > 0
     assert answer["dla cores"] == 2
     assert answer["dla"] == [1, "DeviceType.DLA"]
+    loaded = ["deserialize_cuda_engine", "b'plan'"]
+    on_dla = [["DLA_core =", "1"], loaded]  # in this order: an engine captures the core when it is loaded
+    assert answer["loads"] == [["engine_host_code_allowed =", "True"], loaded, *on_dla, *on_dla]
     assert answer["no dla"]["message"] == "no Deep Learning Accelerator of number 2: this device has 2."
     assert answer["shares"] == sorted(answer["shares"])
     assert len(answer["shares"]) >= 3

@@ -79,6 +79,7 @@ def flag_names(calls: list[Any]) -> list[str]:
 def build(folder: Path) -> Any:
     """Every setting, the cache, progress and log."""
     from device.engine import BuildSettings, build_engine, dla_cores
+    from device.session import EngineSession
 
     shop = Workshop(shape=(-1, 3, -1, -1), dla=2)
     shares: list[tuple[float, str]] = []
@@ -101,7 +102,10 @@ def build(folder: Path) -> Any:
     again = build_engine(model(folder), settings, cache)
     builds = shop.builds
     on_dla = BuildSettings(batch=(8, 8, 8), height=(64, 64, 64), width=(64, 64, 64), dla_core=1)
-    build_engine(model(folder), on_dla, cache)
+    placed = build_engine(model(folder), on_dla, cache)
+    shop.script.update(Device(8).script)
+    EngineSession(placed).close()
+    loads = [[method, str(given[0])] for kind, method, given in shop.bindings.calls if kind == "Runtime"]
     profile = shop.called("IOptimizationProfile", "set_shape")[0]
     return {
         "flags": flag_names(shop.called("IBuilderConfig", "set_flag")),
@@ -116,6 +120,7 @@ def build(folder: Path) -> Any:
         "layers": engine.with_suffix(".layers.json").read_text(),
         "timing reused": len(shop.called("IBuilderConfig", "create_timing_cache")[-1][0]),
         "dla cores": dla_cores(),
+        "loads": loads,
         "dla": [shop.config["DLA_core"], str(shop.config["default_device_type"])],
         "no dla": outcome(lambda: build_engine(model(folder), BuildSettings(**vars(on_dla) | {"dla_core": 2}), cache)),
         "shares": [share for share, _ in shares],

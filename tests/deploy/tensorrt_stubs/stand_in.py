@@ -192,6 +192,7 @@ class StandIn:
         if not self.stand_in_bindings._fits(value, wanted):
             raise ViolationError(f"{self.stand_in_kind.__name__}.{name} takes {wanted}, not {value!r}")
         self.stand_in_values[name] = value
+        self.stand_in_bindings.calls.append((self.stand_in_kind.__name__, f"{name} =", (value,)))
 
     def __bytes__(self) -> bytes:
         if not _is(self, "IHostMemory"):
