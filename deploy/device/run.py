@@ -20,7 +20,7 @@ import numpy as np
 
 from . import energy, sensors
 from .contents import Bundle, open_bundle
-from .errors import DeviceError
+from .errors import DeviceError, detached
 from .files import read_json, write_json
 from .measure import Session, answers, measure_latency, measure_stages, summarize, wilson
 from .options import build_settings, predict_options, run_options
@@ -173,7 +173,7 @@ def _reported(run: _Run, precision: str) -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
-        run.reason = error
+        run.reason = detached(error)
         run.result["failed"][precision] = str(error)
         _say(f"{precision}: {error}")
 

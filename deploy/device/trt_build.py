@@ -13,7 +13,7 @@ import tensorrt as trt
 from .engine_cache import Built
 from .engine_settings import BuildSettings, Range
 from .engine_watch import Watch
-from .errors import BuildError, DeviceInputError
+from .errors import BuildError, DeviceError, DeviceInputError
 from .explain import RefusedNode, explain
 from .trt_logger import Journal, Monitor
 from .trt_runtime import make_builder, make_runtime
@@ -58,8 +58,12 @@ def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Jour
 def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> None:
     """Read the file into the network; where TensorRT refuses it, the cause and the nodes are named."""
     parser: trt.OnnxParser = trt.OnnxParser(network, journal)
-    if parser.parse(onnx.read_bytes(), path=str(onnx)):
-        return
+    if not parser.parse(onnx.read_bytes(), path=str(onnx)):
+        raise _refusal(onnx, parser, journal)
+
+
+def _refusal(onnx: Path, parser: trt.OnnxParser, journal: Journal) -> DeviceError:
+    """What the parser's errors stand for."""
     nodes = []
     for index in range(parser.num_errors):
         refusal: trt.ParserError = parser.get_error(index)
@@ -69,8 +73,8 @@ def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> Non
             nodes.append(RefusedNode(refusal.node_operator(), refusal.node_name(), refusal.desc(), code))
     error = explain(journal.watch.lines, nodes)
     if isinstance(error, BuildError):
-        raise DeviceInputError(f"TensorRT cannot read {onnx}.  {error.message}", "Export the model again.")
-    raise error
+        return DeviceInputError(f"TensorRT cannot read {onnx}.  {error.message}", "Export the model again.")
+    return error
 
 
 def _configure(config: trt.IBuilderConfig, settings: BuildSettings) -> None:

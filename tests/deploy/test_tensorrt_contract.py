@@ -196,6 +196,7 @@ def test_a_build_that_fails_says_why(run: Run, version: str) -> None:
     assert "14768 MiB" in answer["memory"]["message"]
     assert "15485030400" in answer["log"][0]
     assert answer["interrupted"] == ["build.lock"], "a stopped build leaves nothing"
+    assert answer["left"] == [0] * 7, "of each failed build: its builder and parser, and so their memory"
     assert len(answer["foreign timing cache"]) == 1
     assert answer["fixed batch"]["message"] == "the file fixes its batch to 4; (1, 1, 2) was asked for."
 

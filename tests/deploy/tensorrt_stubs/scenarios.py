@@ -5,6 +5,7 @@ FOLDER holds a copy of ``deploy/device`` as the plain package ``device``, as on 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -133,8 +134,10 @@ def refused(folder: Path) -> Any:
     """Builds that fail: an operator, memory, a stop by the user."""
     from device.engine import BuildSettings, build_engine
 
+    gc.disable()  # what a failed build held must be free when the next begins
     shop = Workshop()
-    answers = {}
+    left: list[int] = []
+    answers: dict[str, Any] = {"left": left}
 
     def say(severity: Any, line: str) -> None:
         journal = shop.config["progress_monitor"].watch
@@ -156,10 +159,12 @@ def refused(folder: Path) -> Any:
         refusal |= {("ParserError", "code"): lambda c=code: c, ("ParserError", "desc"): lambda t=text: t}
         shop.script.update(refusal)
         answers[key] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "a"))
+        left.append(len(shop.bindings.constructed))
     for key in refusal:
         del shop.script[key]
     shop.fail = lambda _network: say("W", "Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
     answers["memory"] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "b"))
+    left.append(len(shop.bindings.constructed))
     answers["log"] = [path.read_text() for path in (folder / "b").glob("*.log")]
     shop.fail = None
 
@@ -169,6 +174,7 @@ def refused(folder: Path) -> Any:
     try:
         build_engine(model(folder), BuildSettings(), folder / "c", progress=interrupt)
     except KeyboardInterrupt:
+        left.append(len(shop.bindings.constructed))
         answers["interrupted"] = sorted(path.name for path in (folder / "c").iterdir())
     shop.script[("IBuilderConfig", "set_timing_cache")] = lambda cache, mismatch: False
     (folder / "d").mkdir()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,8 @@ class Bindings:
     def __init__(self, module: Any, script: Script) -> None:
         self.module, self.script = module, script
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.constructed: weakref.WeakSet[StandIn] = weakref.WeakSet()
+        """Those that somebody still holds."""
         self.genuine = {name: getattr(module, name) for name in self.CONSTRUCTED}
         for name in self.CONSTRUCTED:
             setattr(module, name, self._constructor(name))
@@ -92,7 +95,9 @@ class Bindings:
                 for s in signatures(genuine.__init__)
             ]
             self.check(f"{name}()", overloads, arguments, keywords)
-            return StandIn(self, genuine)
+            made = StandIn(self, genuine)
+            self.constructed.add(made)
+            return made
 
         return construct
 
