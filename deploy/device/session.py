@@ -46,7 +46,8 @@ class EngineSession:
         from .trt_runtime import bindings, load_engine
 
         self._journal = Journal(Watch(), keep=200)
-        self._runtime, self._engine = load_engine(path, self._manifest, self._journal)
+        with self._journal:
+            self._runtime, self._engine = load_engine(path, self._manifest, self._journal)
         self._images, self._logits = bindings(self._engine)
         self._cuda_graph = cuda_graph
         self._more: list[Lane] = []

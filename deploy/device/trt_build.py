@@ -15,7 +15,7 @@ from .engine_settings import BuildSettings, Range
 from .engine_watch import Watch
 from .errors import BuildError, DeviceError, DeviceInputError
 from .explain import RefusedNode, explain
-from .trt_logger import Journal, Monitor
+from .trt_logger import LOGGER, Journal, Monitor
 from .trt_runtime import make_builder, make_runtime
 
 
@@ -28,9 +28,9 @@ def build(onnx: Path, settings: BuildSettings, timing: bytes, watch: Watch) -> B
         timing: a serialised timing cache, or nothing.
         watch: gets log and progress, and may cancel.
     """
-    journal = Journal(watch)
-    plan, timings = _serialize(onnx, settings, timing, journal)  # the builder's memory is free again from here on
-    return Built(plan=plan, layers=_layers(plan, settings, journal), timing_cache=timings)
+    with Journal(watch) as journal:
+        plan, timings = _serialize(onnx, settings, timing, journal)  # the builder's memory is free again from here on
+        return Built(plan=plan, layers=_layers(plan, settings, journal), timing_cache=timings)
 
 
 def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Journal) -> tuple[bytes, bytes]:
@@ -57,7 +57,7 @@ def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Jour
 
 def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> None:
     """Read the file into the network; where TensorRT refuses it, the cause and the nodes are named."""
-    parser: trt.OnnxParser = trt.OnnxParser(network, journal)
+    parser: trt.OnnxParser = trt.OnnxParser(network, LOGGER)
     if not parser.parse(onnx.read_bytes(), path=str(onnx)):
         raise _refusal(onnx, parser, journal)
 

@@ -15,7 +15,7 @@ import tensorrt as trt
 from .engine_cache import Manifest, onnx_sha256
 from .engine_watch import Watch
 from .errors import DeviceInputError
-from .trt_logger import Journal
+from .trt_logger import LOGGER, Journal
 
 Shape = tuple[int, ...]
 NOTHING_RETURNED = "[E] TensorRT returned nothing, as it does where there is no CUDA-capable device."
@@ -40,15 +40,16 @@ def make_builder(journal: Journal) -> trt.Builder:
         DeviceMissingError: TensorRT finds no GPU.
     """
     try:
-        return trt.Builder(journal)
+        return trt.Builder(LOGGER)
     except TypeError as error:  # how the bindings say that the library returned nothing
         raise journal.failure(NOTHING_RETURNED) from error
 
 
 def dla_cores() -> int:
     """How many Deep Learning Accelerators this device has: 2 on most Orins, none on a discrete GPU or on Thor."""
-    builder: trt.Builder = make_builder(Journal(Watch()))
-    return int(builder.num_DLA_cores)
+    with Journal(Watch()) as journal:
+        builder: trt.Builder = make_builder(journal)
+        return int(builder.num_DLA_cores)
 
 
 def make_runtime(journal: Journal, *, host_code: bool, dla_core: int | None) -> trt.Runtime:
@@ -64,7 +65,7 @@ def make_runtime(journal: Journal, *, host_code: bool, dla_core: int | None) -> 
         DeviceMissingError: TensorRT finds no GPU.
     """
     try:
-        runtime: trt.Runtime = trt.Runtime(journal)
+        runtime: trt.Runtime = trt.Runtime(LOGGER)
     except TypeError as error:
         raise journal.failure(NOTHING_RETURNED) from error
     if host_code:
@@ -100,8 +101,8 @@ def _refit(engine: trt.ICudaEngine, manifest: Manifest, journal: Journal) -> Non
             f"the engine holds no weights, and {onnx}, which has them, is missing or changed.",
             "Put the ONNX file back, or build without strip_plan.",
         )
-    refitter: trt.Refitter = trt.Refitter(engine, journal)
-    parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, journal)
+    refitter: trt.Refitter = trt.Refitter(engine, LOGGER)
+    parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, LOGGER)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
         raise journal.failure(f"[E] {onnx} could not be put into the engine.")
 

@@ -248,8 +248,22 @@ def test_a_stripped_plan_is_refitted_from_its_own_file(run: Run, version: str) -
 
 
 @pytest.mark.parametrize("version", wheels.SERVED)
+def test_several_engines_hear_the_one_log_that_there_is(run: Run, version: str) -> None:
+    answer = run(version, "two logs")
+    assert answer["load"]["raised"] == "OutOfMemoryError"
+    assert [one["message"] for one in answer["runs"]] == [
+        "TensorRT did not build the engine: the engine did not run"
+    ] * 2
+    assert answer["shape"]["raised"] == "OutOfMemoryError"
+    assert answer["again"]["raised"] == "BuildError", "the others' failures are not this one's"
+    assert answer["build"]["raised"] == "OutOfMemoryError"
+    assert answer["log"] == ["[E] insufficient memory"]
+
+
+@pytest.mark.parametrize("version", wheels.SERVED)
 def test_a_session_s_log_stays_short(run: Run, version: str) -> None:
     answer = run(version, "long log")
     assert answer["kept"] == [200, 1001]
     assert answer["last"] == "[F] out of memory"
+    assert answer["heard"] == ["[W] both inside", "[W] one inside"]
     assert answer["failures"] == ["OutOfMemoryError", "BuildError", "OutOfMemoryError"]

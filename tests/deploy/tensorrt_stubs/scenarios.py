@@ -276,6 +276,40 @@ def session(folder: Path) -> Any:
     return answers
 
 
+def two_logs(folder: Path) -> Any:
+    """Each failure is explained by what TensorRT said then, though it knows the first logger alone."""
+    from device.engine import BuildSettings, build_engine, dla_cores
+    from device.session import EngineSession
+
+    shop = Workshop()
+    engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4)), folder / "cache")
+    shop.script.update(Device(4).script)
+    images = np.zeros((1, *SHAPE), np.float32)
+
+    def failing(line: str, result: Any) -> Callable[..., Any]:
+        def fail(*_: Any) -> Any:
+            shop.bindings.logger.log(trt.ILogger.Severity.ERROR, line)
+            return result
+
+        return fail
+
+    with EngineSession(engine) as first:
+        dla_cores()
+        shop.script[("Runtime", "deserialize_cuda_engine")] = failing("out of memory", None)
+        load = outcome(lambda: EngineSession(engine))
+        del shop.script[("Runtime", "deserialize_cuda_engine")]
+        with EngineSession(engine) as second:
+            shop.script[("IExecutionContext", "execute_async_v3")] = failing("CUDA failure 700", False)
+            runs = [outcome(lambda one=one: one.run(images)) for one in (first, second)]
+            shop.script[("IExecutionContext", "set_input_shape")] = failing("OutOfMemory", False)
+            shape = outcome(lambda: second.run(np.zeros((2, *SHAPE), np.float32)))
+            again = outcome(lambda: first.run(images))
+    shop.fail = lambda _network: failing("insufficient memory", None)()
+    log: list[str] = []
+    build = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "cache", log=log.append))
+    return {"load": load, "runs": runs, "shape": shape, "again": again, "build": build, "log": log[1:]}
+
+
 def many_calls(folder: Path) -> Any:
     """10,000 calls after a warm-up, and what grew by them."""
     from device.engine import BuildSettings, build_engine
@@ -298,7 +332,7 @@ def many_calls(folder: Path) -> Any:
 def long_log(folder: Path) -> Any:
     """A session's journal forgets; a build's does not.  What explained one failure does not explain the next."""
     from device.engine_watch import Watch
-    from device.trt_logger import Journal
+    from device.trt_logger import LOGGER, Journal
 
     session, build = Journal(Watch(), keep=200), Journal(Watch())
     for journal in (session, build):
@@ -308,11 +342,14 @@ def long_log(folder: Path) -> Any:
             journal.log(trt.ILogger.Severity.VERBOSE, "left out")
     kept = [len(journal.watch.lines) for journal in (session, build)]
     session.log(trt.ILogger.Severity.INTERNAL_ERROR, "out of memory")
-    return {
-        "kept": kept,
-        "last": session.watch.lines[-1],
-        "failures": [type(error).__name__ for error in (session.failure(), session.failure(), build.failure())],
-    }
+    last = session.watch.lines[-1]
+    failures = [type(error).__name__ for error in (session.failure(), session.failure(), build.failure())]
+    with session:  # of one thread
+        with session:  # and of another
+            LOGGER.log(trt.ILogger.Severity.WARNING, "both inside")
+        LOGGER.log(trt.ILogger.Severity.WARNING, "one inside")
+    LOGGER.log(trt.ILogger.Severity.WARNING, "outside")
+    return {"kept": kept, "last": last, "failures": failures, "heard": session.watch.lines}
 
 
 def stripped(folder: Path) -> Any:
@@ -340,6 +377,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "refused": refused,
     "session": session,
     "long log": long_log,
+    "two logs": two_logs,
     "many calls": many_calls,
     "stripped": stripped,
 }

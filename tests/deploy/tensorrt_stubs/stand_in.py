@@ -83,6 +83,8 @@ class Bindings:
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
         self.constructed: weakref.WeakSet[StandIn] = weakref.WeakSet()
         """Those that somebody still holds."""
+        self.logger: Any = None
+        """The first that anything was constructed with: as in TensorRT, those of later objects hear nothing."""
         self.genuine = {name: getattr(module, name) for name in self.CONSTRUCTED}
         for name in self.CONSTRUCTED:
             setattr(module, name, self._constructor(name))
@@ -95,6 +97,7 @@ class Bindings:
                 for s in signatures(genuine.__init__)
             ]
             self.check(f"{name}()", overloads, arguments, keywords)
+            self.logger = self.logger or arguments[-1]
             made = StandIn(self, genuine)
             self.constructed.add(made)
             return made
