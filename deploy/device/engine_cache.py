@@ -21,7 +21,8 @@ from typing import Any
 from .errors import DeviceError, DeviceInputError
 from .trt_version import version_numbers
 
-FORMAT = 1
+FORMAT = 2
+"""1 told no platform."""
 _ENGINE, _MANIFEST, _LAYERS, _LOG = ".engine", ".json", ".layers.json", ".log"
 
 
@@ -33,6 +34,8 @@ class Machine:
     gpu: str
     sm: str
     driver: str
+    platform: str
+    """Operating system and kind of processor, such as ``Linux aarch64``."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,8 @@ class Manifest:
         path = engine.with_suffix(_MANIFEST)
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            if entries.pop("format") != FORMAT:
-                raise ValueError("another format")
+            if (found := entries.pop("format")) != FORMAT:
+                raise ValueError(f"it has format {found}, and this program knows {FORMAT}")
             identity = entries.pop("identity")
             machine = Machine(**identity.pop("machine"))
             return cls(identity=Identity(machine=machine, **identity), **entries)
@@ -108,7 +111,7 @@ def check_engine(engine: Path, here: Machine) -> Manifest:
     """The manifest of an engine that may be loaded on this machine.
 
     Raises:
-        DeviceInputError: missing, damaged, or built for another GPU or TensorRT.
+        DeviceInputError: missing, damaged, or built for another GPU, platform or TensorRT.
     """
     if not engine.is_file():
         raise DeviceInputError(f"no engine at {engine}.", "Check the path.")
@@ -121,6 +124,8 @@ def check_engine(engine: Path, here: Machine) -> Manifest:
         )
     if options.get("hardware_compatible") and version_numbers(here.sm) < (8, 0):
         raise DeviceInputError(f"{engine} needs a GPU of SM 8.0 or later; this has {here.sm}.", rebuild)
+    if there.platform != here.platform:
+        raise DeviceInputError(f"{engine} was built on {there.platform}; this is {here.platform}.", rebuild)
     old, new = version_numbers(there.tensorrt), version_numbers(here.tensorrt)
     served = options.get("version_compatible") and old[0] == new[0] and old < new
     if there.tensorrt != here.tensorrt and not served:

@@ -33,7 +33,7 @@ class EngineSession:
         cuda_graph: launch the network as one graph; ``describe()["cuda graph"]`` says whether that was possible.
 
     Raises:
-        DeviceInputError: missing, damaged, or built for another GPU or TensorRT.
+        DeviceInputError: missing, damaged, or built for another GPU, platform or TensorRT.
         DeviceMissingError: no GPU, or no TensorRT.
         OutOfMemoryError: the GPU's memory does not hold it.
     """

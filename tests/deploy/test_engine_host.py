@@ -71,7 +71,7 @@ def test_a_copied_engine_can_be_loaded(tmp_path: Path) -> None:
     """A session refuses an engine without its manifest, so that goes along, and what the engine consists of."""
     onnx = tmp_path / "student.onnx"
     onnx.write_bytes(b"network")
-    here = Machine("10.16.1", "Orin", "8.7", "driver")
+    here = Machine("10.16.1", "Orin", "8.7", "driver", "Linux aarch64")
     identity = Identity(sha256_of(onnx), here)
     path = cached_engine(tmp_path / "cache", onnx, identity, lambda _timing: Built(b"plan", layers="{}"))
     engine = BuiltEngine(path, Manifest.read(path), path.with_suffix(".layers.json"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,7 @@ def test_without_a_gpu_the_bindings_answer_is_explained(run: Run, version: str) 
     for key in ("build", "load"):
         assert answer[key] == {"raised": "DeviceMissingError", "message": "TensorRT found no usable GPU."}
     assert answer["machine"]["tensorrt"].startswith(version)
+    assert answer["machine"]["platform"] == f"{platform.system()} {platform.machine()}"
     assert len(answer["logs"]) == 1, "the log of a failed build is kept"
 
 
