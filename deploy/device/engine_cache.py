@@ -14,11 +14,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import DeviceError, DeviceInputError
+from .manifest import sha256_of
 from .trt_version import version_numbers
 
 FORMAT = 2
@@ -70,7 +71,7 @@ class Manifest:
     engine_sha256: str
     engine_bytes: int
     onnx: str
-    """Path of the ONNX file; needed again where the plan is stripped."""
+    """Path of the ONNX file, of several alike the one given last; needed again where the plan is stripped."""
     seconds: float
     """That the build took."""
     built: str
@@ -160,18 +161,28 @@ def cached_engine(
         cache.mkdir(parents=True, exist_ok=True)
     engine = cache / f"{onnx.stem}-{identity.key}{_ENGINE}"
     if not _why_not(engine, identity):
-        say(f"[I] {engine.name} is in the cache.")
-        return engine
+        return _reused(engine, onnx, say, "is in the cache.")
     with _build_lock(cache, say):
         reason = _why_not(engine, identity)  # another process may have built it meanwhile
         if not reason:
-            say(f"[I] {engine.name} was built by another process.")
-            return engine
+            return _reused(engine, onnx, say, "was built by another process.")
         say(f"[I] building {engine.name}: {reason}")
         with _writing(cache):
             _remove_leftovers(cache)
             engine.with_suffix(_MANIFEST).unlink(missing_ok=True)
         _build(cache, engine, onnx, identity, build)
+    return engine
+
+
+def _reused(engine: Path, onnx: Path, say: Callable[[str], None], why: str) -> Path:
+    """Let the manifest name the file given now: that of the build, with a stripped plan's weights, may be gone."""
+    say(f"[I] {engine.name} {why}")
+    manifest, here = Manifest.read(engine), str(onnx.resolve())
+    if manifest.onnx != here:
+        try:
+            replace(manifest, onnx=here).write(engine)
+        except DeviceError as error:  # as in a cache that can only be read; the engine itself is good
+            say(f"[W] {engine.name} still names {manifest.onnx}: {error.message}")
     return engine
 
 
@@ -227,7 +238,7 @@ def _build_lock(cache: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _remove_leftovers(cache: Path) -> None:
-    """Delete what killed builds left half-written; the caller holds the lock, so nobody is writing."""
+    """Delete what killed builds left half-written; the caller holds the lock, so nobody else is writing an engine."""
     for leftover in cache.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -261,13 +272,6 @@ def _writing(folder: Path) -> Iterator[None]:
             "Free some space there, or choose another folder: on a board by run.py's --output, elsewhere by the "
             "environment variable XDG_CACHE_HOME.",
         ) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    _feed(digest, path)
-    return digest.hexdigest()
 
 
 def onnx_sha256(onnx: Path) -> str:

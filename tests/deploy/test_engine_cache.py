@@ -71,6 +71,36 @@ def test_the_second_call_is_served_by_the_cache(tmp_path: Path, onnx: Path) -> N
     assert manifest.onnx == str(onnx)
 
 
+def test_a_hit_names_the_file_that_was_given_last(tmp_path: Path, onnx: Path) -> None:
+    """A stripped plan is refitted from it; that of the build may have been moved or deleted since."""
+    builder, cache, log = Builder(), tmp_path / "cache", []
+    stripped = identity(onnx, strip_plan=True)
+    first = cached_engine(cache, onnx, stripped, builder)
+    before = Manifest.read(first)
+    moved = tmp_path / "elsewhere" / onnx.name
+    moved.parent.mkdir()
+    onnx.rename(moved)
+    assert cached_engine(cache, moved, stripped, builder, log=log.append) == first
+    assert builder.builds == 1
+    assert log == [f"[I] {first.name} is in the cache."]
+    assert Manifest.read(first) == replace(before, onnx=str(moved))
+    check_engine(first, ORIN)
+
+
+def test_a_hit_in_a_cache_that_can_only_be_read_is_one_all_the_same(
+    tmp_path: Path, onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder, cache, log = Builder(), tmp_path / "cache", []
+    first = cached_engine(cache, onnx, identity(onnx), builder)
+    copy = tmp_path / "elsewhere" / onnx.name
+    copy.parent.mkdir()
+    copy.write_bytes(onnx.read_bytes())
+    monkeypatch.setattr("os.fsync", full)
+    assert cached_engine(cache, copy, identity(copy), builder, log=log.append) == first
+    assert log[-1].startswith(f"[W] {first.name} still names {onnx}: the engine cache ")
+    assert Manifest.read(first).onnx == str(onnx)
+
+
 def test_all_that_an_engine_depends_on_is_in_its_key(onnx: Path) -> None:
     base = identity(onnx)
     others = [identity(onnx, **{name: value}) for name, value in OTHER_OPTIONS.items()]

@@ -11,7 +11,8 @@ import pytest
 from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.tensorrt import TensorRTSession
 from iekd.deploy.device import errors as device_errors
-from iekd.deploy.device.engine_cache import Built, Identity, Machine, Manifest, cached_engine, check_engine, sha256_of
+from iekd.deploy.device.engine_cache import Built, Identity, Machine, Manifest, cached_engine, check_engine
+from iekd.deploy.device.manifest import sha256_of
 from iekd.deploy.device.parts import exit_code_of
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import BuildSettings, BuiltEngine, build, cache_folder, check_precision, domain_errors

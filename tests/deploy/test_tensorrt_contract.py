@@ -246,7 +246,9 @@ def test_memory_is_flat_over_ten_thousand_calls(run: Run) -> None:
 def test_a_stripped_plan_is_refitted_from_its_own_file(run: Run, version: str) -> None:
     answer = run(version, "stripped")
     assert answer["refits"] == [1, 1]
-    assert answer["changed"]["message"].endswith("which has them, is missing or changed.")
+    assert (answer["builds"], answer["from where it is now"]) == (1, True)
+    for key in ("gone", "changed"):
+        assert answer[key]["message"].endswith("which has them, is missing or changed.")
 
 
 @pytest.mark.parametrize("version", wheels.SERVED)

@@ -47,7 +47,8 @@ def model(folder: Path) -> Path:
 def nothing_returned(folder: Path) -> Any:
     """The genuine bindings over libraries that return nothing, as on a machine without a GPU."""
     from device.engine import BuildSettings, build_engine, this_machine
-    from device.engine_cache import Identity, Manifest, sha256_of
+    from device.engine_cache import Identity, Manifest
+    from device.manifest import sha256_of
     from device.session import EngineSession
 
     engine = folder / "lone.engine"
@@ -365,8 +366,22 @@ def stripped(folder: Path) -> Any:
         len(shop.called("OnnxParserRefitter", "refit_from_file")),
         len(shop.called("Refitter", "refit_cuda_engine")),
     )
-    model(folder).write_bytes(b"another network")
-    return {"refits": refits, "changed": outcome(lambda: EngineSession(engine))}
+    moved = folder / "elsewhere" / "student.onnx"
+    moved.parent.mkdir()
+    model(folder).rename(moved)
+    gone = outcome(lambda: EngineSession(engine))
+    again = build_engine(moved, BuildSettings(batch=(1, 1, 4), strip_plan=True), folder / "cache")
+    EngineSession(again).close()
+    refitted = Path(shop.called("OnnxParserRefitter", "refit_from_file")[-1][0])
+    moved.write_bytes(b"another network")
+    changed = outcome(lambda: EngineSession(engine))
+    return {
+        "refits": refits,
+        "gone": gone,
+        "builds": shop.builds,
+        "from where it is now": refitted == moved,
+        "changed": changed,
+    }
 
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
