@@ -42,7 +42,9 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         version_compatible: Annotated[bool, typer.Option(help="Loads in later TensorRT of this major version.")] = (
             False
         ),
-        hardware_compatible: Annotated[bool, typer.Option(help="Loads on any GPU of SM 8.0 or later.")] = False,
+        hardware_compatible: Annotated[
+            bool, typer.Option(help="Loads on any GPU of SM 8.0 or later, on this platform.")
+        ] = False,
         strip: Annotated[bool, typer.Option(help="Leave the weights out; loading refits them.")] = False,
         dla: Annotated[int | None, typer.Option(help="Deep Learning Accelerator, the GPU for the rest.")] = None,
         debug: Debug = False,

@@ -19,6 +19,7 @@ from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Session, get_backend
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.device.engine_watch import Progress
+from iekd.deploy.device.errors import detached
 from iekd.deploy.engine import BuildSettings, BuiltEngine, build, check_precision, domain_errors
 from iekd.deploy.export import read_metadata
 from iekd.errors import IekdError, InputError, unknown_name
@@ -146,7 +147,7 @@ class _Attempts:
         try:
             yield
         except IekdError as error:
-            self.last = error
+            self.last = detached(error)
             self.tell(f"{precision} is left out: {error}")
 
 

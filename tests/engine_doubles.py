@@ -38,7 +38,7 @@ class Workshop:
     """A machine that builds engines; ``refuse`` holds what it raises for the file of a name."""
 
     def __init__(self) -> None:
-        self.machine = Machine("10.3.0", "Orin", "8.7", "a driver")
+        self.machine = Machine("10.3.0", "Orin", "8.7", "a driver", "Linux aarch64")
         self.refuse: dict[str, DeviceError] = {}
         self.built: list[str] = []
         self.settings: list[BuildSettings] = []

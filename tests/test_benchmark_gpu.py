@@ -73,7 +73,7 @@ def test_a_file_of_an_earlier_run_is_not_taken_for_this_one_s(tmp_path: Path, mo
     folder.mkdir()
     (folder / "model-fp16.onnx").write_bytes(b"of another size")
     shop = Workshop()
-    shop.machine = Machine("10.16.1", "Thor", "11.0", "a driver")
+    shop.machine = Machine("10.16.1", "Thor", "11.0", "a driver", "Linux aarch64")
     shop.install(monkeypatch)
     found = rows(tmp_path, monkeypatch)
     assert float(found["tensorrt-fp16"]["median_ms"]) > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,13 @@ def this_machine(cuda: Cuda | None = None) -> Machine:
     """
     version = require_tensorrt()
     device = (cuda or Cuda()).device()
-    return Machine(tensorrt=version, gpu=device.name, sm=device.sm, driver=device.driver)
+    return Machine(
+        tensorrt=version,
+        gpu=device.name,
+        sm=device.sm,
+        driver=device.driver,
+        platform=f"{platform.system()} {platform.machine()}",
+    )
 
 
 def dla_cores() -> int:

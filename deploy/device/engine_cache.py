@@ -14,14 +14,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import DeviceError, DeviceInputError
+from .manifest import sha256_of
 from .trt_version import version_numbers
 
-FORMAT = 1
+FORMAT = 2
+"""1 told no platform."""
 _ENGINE, _MANIFEST, _LAYERS, _LOG = ".engine", ".json", ".layers.json", ".log"
 
 
@@ -33,6 +35,8 @@ class Machine:
     gpu: str
     sm: str
     driver: str
+    platform: str
+    """Operating system and kind of processor, such as ``Linux aarch64``."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Manifest:
     engine_sha256: str
     engine_bytes: int
     onnx: str
-    """Path of the ONNX file; needed again where the plan is stripped."""
+    """Path of the ONNX file, of several alike the one given last; needed again where the plan is stripped."""
     seconds: float
     """That the build took."""
     built: str
@@ -83,8 +87,8 @@ class Manifest:
         path = engine.with_suffix(_MANIFEST)
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            if entries.pop("format") != FORMAT:
-                raise ValueError("another format")
+            if (found := entries.pop("format")) != FORMAT:
+                raise ValueError(f"it has format {found}, and this program knows {FORMAT}")
             identity = entries.pop("identity")
             machine = Machine(**identity.pop("machine"))
             return cls(identity=Identity(machine=machine, **identity), **entries)
@@ -108,7 +112,7 @@ def check_engine(engine: Path, here: Machine) -> Manifest:
     """The manifest of an engine that may be loaded on this machine.
 
     Raises:
-        DeviceInputError: missing, damaged, or built for another GPU or TensorRT.
+        DeviceInputError: missing, damaged, or built for another GPU, platform or TensorRT.
     """
     if not engine.is_file():
         raise DeviceInputError(f"no engine at {engine}.", "Check the path.")
@@ -121,6 +125,8 @@ def check_engine(engine: Path, here: Machine) -> Manifest:
         )
     if options.get("hardware_compatible") and version_numbers(here.sm) < (8, 0):
         raise DeviceInputError(f"{engine} needs a GPU of SM 8.0 or later; this has {here.sm}.", rebuild)
+    if there.platform != here.platform:
+        raise DeviceInputError(f"{engine} was built on {there.platform}; this is {here.platform}.", rebuild)
     old, new = version_numbers(there.tensorrt), version_numbers(here.tensorrt)
     served = options.get("version_compatible") and old[0] == new[0] and old < new
     if there.tensorrt != here.tensorrt and not served:
@@ -155,18 +161,28 @@ def cached_engine(
         cache.mkdir(parents=True, exist_ok=True)
     engine = cache / f"{onnx.stem}-{identity.key}{_ENGINE}"
     if not _why_not(engine, identity):
-        say(f"[I] {engine.name} is in the cache.")
-        return engine
+        return _reused(engine, onnx, say, "is in the cache.")
     with _build_lock(cache, say):
         reason = _why_not(engine, identity)  # another process may have built it meanwhile
         if not reason:
-            say(f"[I] {engine.name} was built by another process.")
-            return engine
+            return _reused(engine, onnx, say, "was built by another process.")
         say(f"[I] building {engine.name}: {reason}")
         with _writing(cache):
             _remove_leftovers(cache)
             engine.with_suffix(_MANIFEST).unlink(missing_ok=True)
         _build(cache, engine, onnx, identity, build)
+    return engine
+
+
+def _reused(engine: Path, onnx: Path, say: Callable[[str], None], why: str) -> Path:
+    """Let the manifest name the file given now: that of the build, with a stripped plan's weights, may be gone."""
+    say(f"[I] {engine.name} {why}")
+    manifest, here = Manifest.read(engine), str(onnx.resolve())
+    if manifest.onnx != here:
+        try:
+            replace(manifest, onnx=here).write(engine)
+        except DeviceError as error:  # as in a cache that can only be read; the engine itself is good
+            say(f"[W] {engine.name} still names {manifest.onnx}: {error.message}")
     return engine
 
 
@@ -222,7 +238,7 @@ def _build_lock(cache: Path, say: Callable[[str], None]) -> Iterator[None]:
 
 
 def _remove_leftovers(cache: Path) -> None:
-    """Delete what killed builds left half-written; the caller holds the lock, so nobody is writing."""
+    """Delete what killed builds left half-written; the caller holds the lock, so nobody else is writing an engine."""
     for leftover in cache.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
@@ -256,13 +272,6 @@ def _writing(folder: Path) -> Iterator[None]:
             "Free some space there, or choose another folder: on a board by run.py's --output, elsewhere by the "
             "environment variable XDG_CACHE_HOME.",
         ) from error
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    _feed(digest, path)
-    return digest.hexdigest()
 
 
 def onnx_sha256(onnx: Path) -> str:

@@ -32,7 +32,7 @@ class BuildSettings:
     version_compatible: bool = False
     """Loads in later TensorRT versions of the same major one, at some cost in speed."""
     hardware_compatible: bool = False
-    """Loads on any GPU of SM 8.0 or later, at some cost in speed."""
+    """Loads on any GPU of SM 8.0 or later under this kind of system and processor, at some cost in speed."""
     strip_plan: bool = False
     """Leave the weights out of the engine; they are put back from the ONNX file when it is loaded."""
     dla_core: int | None = None

@@ -107,9 +107,10 @@ def run_watched(
         watch.cancelled.set()
         if begun.is_set():
             finished.wait()
+        failure.clear()  # as below
         raise
     if failure:
-        raise failure[0]
+        raise failure.pop()  # kept in a local, it would keep itself by its traceback, and all that the build held
     return outcome[0]
 
 

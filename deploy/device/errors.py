@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+Kept = TypeVar("Kept", bound=Exception)
+
 
 class DeviceError(Exception):
     """A problem with a message for the user.
@@ -34,3 +38,9 @@ class BuildError(DeviceError):
 
 class OutOfMemoryError(DeviceError):
     """The device's memory does not hold it."""
+
+
+def detached(error: Kept) -> Kept:
+    """``error`` without traceback and cause, for keeping: their frames hold what failed, such as a builder's memory."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -21,7 +21,7 @@ import numpy as np
 from . import energy, sensors
 from .builds import Builds
 from .contents import Bundle, open_bundle
-from .errors import DeviceError
+from .errors import DeviceError, detached
 from .files import locked, read_object, write_json
 from .measure import Session, answers, measure_latency, summarize, wilson
 from .options import build_settings, predict_options, run_options
@@ -184,7 +184,7 @@ def _reported(run: _Run, precision: str) -> Iterator[None]:
     try:
         yield
     except DeviceError as error:
-        run.reason = error
+        run.reason = detached(error)
         run.result["failed"][precision] = str(error)
         _say(f"{precision}: {error}")
 

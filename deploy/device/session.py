@@ -33,7 +33,7 @@ class EngineSession:
         cuda_graph: launch the network as one graph; ``describe()["cuda graph"]`` says whether that was possible.
 
     Raises:
-        DeviceInputError: missing, damaged, or built for another GPU or TensorRT.
+        DeviceInputError: missing, damaged, or built for another GPU, platform or TensorRT.
         DeviceMissingError: no GPU, or no TensorRT.
         OutOfMemoryError: the GPU's memory does not hold it.
     """
@@ -46,7 +46,8 @@ class EngineSession:
         from .trt_runtime import bindings, load_engine
 
         self._journal = Journal(Watch(), keep=200)
-        self._runtime, self._engine = load_engine(path, self._manifest, self._journal)
+        with self._journal:
+            self._runtime, self._engine = load_engine(path, self._manifest, self._journal)
         self._images, self._logits = bindings(self._engine)
         self._cuda_graph = cuda_graph
         self._more: list[Lane] = []

@@ -13,9 +13,9 @@ import tensorrt as trt
 from .engine_cache import Built
 from .engine_settings import BuildSettings, Range
 from .engine_watch import Watch
-from .errors import BuildError, DeviceInputError
+from .errors import BuildError, DeviceError, DeviceInputError
 from .explain import RefusedNode, explain
-from .trt_logger import Journal, Monitor
+from .trt_logger import LOGGER, Journal, Monitor
 from .trt_runtime import make_builder, make_runtime
 
 
@@ -28,9 +28,9 @@ def build(onnx: Path, settings: BuildSettings, timing: bytes, watch: Watch) -> B
         timing: a serialised timing cache, or nothing.
         watch: gets log and progress, and may cancel.
     """
-    journal = Journal(watch)
-    plan, timings = _serialize(onnx, settings, timing, journal)  # the builder's memory is free again from here on
-    return Built(plan=plan, layers=_layers(plan, settings, journal), timing_cache=timings)
+    with Journal(watch) as journal:
+        plan, timings = _serialize(onnx, settings, timing, journal)  # the builder's memory is free again from here on
+        return Built(plan=plan, layers=_layers(plan, settings, journal), timing_cache=timings)
 
 
 def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Journal) -> tuple[bytes, bytes]:
@@ -57,9 +57,13 @@ def _serialize(onnx: Path, settings: BuildSettings, timing: bytes, journal: Jour
 
 def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> None:
     """Read the file into the network; where TensorRT refuses it, the cause and the nodes are named."""
-    parser: trt.OnnxParser = trt.OnnxParser(network, journal)
-    if parser.parse(onnx.read_bytes(), path=str(onnx)):
-        return
+    parser: trt.OnnxParser = trt.OnnxParser(network, LOGGER)
+    if not parser.parse(onnx.read_bytes(), path=str(onnx)):
+        raise _refusal(onnx, parser, journal)
+
+
+def _refusal(onnx: Path, parser: trt.OnnxParser, journal: Journal) -> DeviceError:
+    """What the parser's errors stand for."""
     nodes = []
     for index in range(parser.num_errors):
         refusal: trt.ParserError = parser.get_error(index)
@@ -69,8 +73,8 @@ def _parse(onnx: Path, network: trt.INetworkDefinition, journal: Journal) -> Non
             nodes.append(RefusedNode(refusal.node_operator(), refusal.node_name(), refusal.desc(), code))
     error = explain(journal.watch.lines, nodes)
     if isinstance(error, BuildError):
-        raise DeviceInputError(f"TensorRT cannot read {onnx}.  {error.message}", "Export the model again.")
-    raise error
+        return DeviceInputError(f"TensorRT cannot read {onnx}.  {error.message}", "Export the model again.")
+    return error
 
 
 def _configure(config: trt.IBuilderConfig, settings: BuildSettings) -> None:
@@ -158,7 +162,8 @@ def _timing_cache(config: trt.IBuilderConfig, timing: bytes, journal: Journal) -
 
 def _layers(plan: bytes, settings: BuildSettings, journal: Journal) -> str:
     """What the engine consists of, as the inspector's JSON: layers, their types, formats and device."""
-    runtime: trt.Runtime = make_runtime(journal, host_code=settings.version_compatible)
+    host_code, dla_core = settings.version_compatible, settings.dla_core
+    runtime: trt.Runtime = make_runtime(journal, host_code=host_code, dla_core=dla_core)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise journal.failure()

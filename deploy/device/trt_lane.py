@@ -53,7 +53,8 @@ class Lane:
         self._shape: Shape = ()
         self._warm = False
         try:
-            self._open(cuda, engine)
+            with journal:
+                self._open(cuda, engine)
         except BaseException:
             self.close()
             raise
@@ -138,8 +139,9 @@ class Lane:
         """A graph is bound to the shape that it was captured with, and to a context left as it was."""
         self._drop_graph()
         context: trt.IExecutionContext | None = self._context
-        if context is None or not context.set_input_shape(self._images.name, shape):
-            raise self._journal.failure()
+        with self._journal:
+            if context is None or not context.set_input_shape(self._images.name, shape):
+                raise self._journal.failure()
         self._shape, self._warm = shape, False
 
     def _launch(self) -> None:
@@ -158,8 +160,9 @@ class Lane:
 
     def _enqueue(self) -> None:
         context: trt.IExecutionContext | None = self._context
-        if context is None or not context.execute_async_v3(self.stream.pointer):
-            raise self._journal.failure("[E] the engine did not run")
+        with self._journal:
+            if context is None or not context.execute_async_v3(self.stream.pointer):
+                raise self._journal.failure("[E] the engine did not run")
 
     def _capture(self) -> None:
         """Capture the network, or go on without for good and say why."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from types import TracebackType
+
 import tensorrt as trt
 
 from .engine_watch import Watch
@@ -16,8 +19,40 @@ _LETTERS = {
 }
 
 
-class Journal(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT says, verbose lines left out.
+class _Logger(trt.ILogger):  # type: ignore[misc]
+    """Passes on what TensorRT says to the journals that listen."""
+
+    def __init__(self) -> None:
+        trt.ILogger.__init__(self)
+        self._lock = threading.Lock()
+        self._listening: tuple[Journal, ...] = ()
+
+    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
+        """Called by TensorRT, from any thread; never waits for one that begins or ends to listen."""
+        for journal in dict.fromkeys(self._listening):  # once each, however many threads are in its block
+            journal.log(severity, msg)
+
+    def begin(self, journal: Journal) -> None:
+        """``journal`` listens."""
+        with self._lock:
+            self._listening = (*self._listening, journal)
+
+    def end(self, journal: Journal) -> None:
+        """It listens no more, where as many ended as began."""
+        with self._lock:
+            left = list(self._listening)
+            left.remove(journal)
+            self._listening = tuple(left)
+
+
+LOGGER = _Logger()
+"""The one of this process: TensorRT keeps to the first that it is given, and ignores those of later objects."""
+
+
+class Journal:
+    """Keeps what TensorRT says while this listens, in ``with journal:``; verbose lines are left out.
+
+    TensorRT does not say which of its objects a line is about, so two that listen at once hear the same.
 
     Args:
         watch: gets the lines, such as ``[E] message``.
@@ -25,12 +60,20 @@ class Journal(trt.ILogger):  # type: ignore[misc]
     """
 
     def __init__(self, watch: Watch, *, keep: int | None = None) -> None:
-        trt.ILogger.__init__(self)
         self.watch = watch
         self.keep = keep
 
+    def __enter__(self) -> Journal:
+        LOGGER.begin(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        LOGGER.end(self)
+
     def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        """Called by TensorRT, from any thread."""
+        """One line; from any thread."""
         letter = _LETTERS.get(severity)
         if letter:
             self.watch.lines.append(f"[{letter}] {msg}")

@@ -15,7 +15,7 @@ import tensorrt as trt
 from .engine_cache import Manifest, onnx_sha256
 from .engine_watch import Watch
 from .errors import DeviceInputError
-from .trt_logger import Journal
+from .trt_logger import LOGGER, Journal
 
 Shape = tuple[int, ...]
 NOTHING_RETURNED = "[E] TensorRT returned nothing, as it does where there is no CUDA-capable device."
@@ -40,34 +40,38 @@ def make_builder(journal: Journal) -> trt.Builder:
         DeviceMissingError: TensorRT finds no GPU.
     """
     try:
-        return trt.Builder(journal)
+        return trt.Builder(LOGGER)
     except TypeError as error:  # how the bindings say that the library returned nothing
         raise journal.failure(NOTHING_RETURNED) from error
 
 
 def dla_cores() -> int:
     """How many Deep Learning Accelerators this device has: 2 on most Orins, none on a discrete GPU or on Thor."""
-    builder: trt.Builder = make_builder(Journal(Watch()))
-    return int(builder.num_DLA_cores)
+    with Journal(Watch()) as journal:
+        builder: trt.Builder = make_builder(journal)
+        return int(builder.num_DLA_cores)
 
 
-def make_runtime(journal: Journal, *, host_code: bool) -> trt.Runtime:
+def make_runtime(journal: Journal, *, host_code: bool, dla_core: int | None) -> trt.Runtime:
     """A runtime.
 
     Args:
         journal: TensorRT's log.
         host_code: let engines run code of their own on the host, as version-compatible ones must; only for files whose
             digest has been checked.
+        dla_core: the Deep Learning Accelerator of the engines that it loads.
 
     Raises:
         DeviceMissingError: TensorRT finds no GPU.
     """
     try:
-        runtime: trt.Runtime = trt.Runtime(journal)
+        runtime: trt.Runtime = trt.Runtime(LOGGER)
     except TypeError as error:
         raise journal.failure(NOTHING_RETURNED) from error
     if host_code:
         runtime.engine_host_code_allowed = True
+    if dla_core is not None:  # an engine takes the core of the runtime that loads it, not the one that it was built for
+        runtime.DLA_core = dla_core
     return runtime
 
 
@@ -79,7 +83,8 @@ def load_engine(path: Path, manifest: Manifest, journal: Journal) -> tuple[trt.R
         DeviceMissingError: TensorRT finds no GPU.
     """
     options = manifest.identity.options
-    runtime: trt.Runtime = make_runtime(journal, host_code=bool(options.get("version_compatible")))
+    host_code, dla_core = bool(options.get("version_compatible")), options.get("dla_core")
+    runtime: trt.Runtime = make_runtime(journal, host_code=host_code, dla_core=dla_core)
     engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise journal.failure("[E] Engine deserialization failed.")
@@ -96,8 +101,8 @@ def _refit(engine: trt.ICudaEngine, manifest: Manifest, journal: Journal) -> Non
             f"the engine holds no weights, and {onnx}, which has them, is missing or changed.",
             "Put the ONNX file back, or build without strip_plan.",
         )
-    refitter: trt.Refitter = trt.Refitter(engine, journal)
-    parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, journal)
+    refitter: trt.Refitter = trt.Refitter(engine, LOGGER)
+    parser: trt.OnnxParserRefitter = trt.OnnxParserRefitter(refitter, LOGGER)
     if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
         raise journal.failure(f"[E] {onnx} could not be put into the engine.")
 

@@ -233,7 +233,7 @@ def test_a_gpu_without_a_precision_is_not_asked_for_it(
 ) -> None:
     folder = copied(made, tmp_path, until="quantize")
     shutil.rmtree(folder / "variants")
-    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver")
+    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver", "Linux x86_64")
     go_on(folder)
     assert set(shop.built) == NAMES - {"student-bf16"}
     assert not (folder / "variants" / "student-bf16.onnx").exists(), "nor is the file made"
@@ -242,7 +242,7 @@ def test_a_gpu_without_a_precision_is_not_asked_for_it(
 
 
 def test_a_precision_by_name_that_the_gpu_lacks_is_refused_before_it_trains(shop: Workshop, tmp_path: Path) -> None:
-    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver")
+    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver", "Linux x86_64")
     with pytest.raises(InputError, match=r"bf16 needs a GPU of SM 8\.0 or later"):
         go_on(tmp_path / "run", precision="bf16")
     assert not (tmp_path / "run").exists()
@@ -252,7 +252,7 @@ def test_a_run_that_goes_on_where_the_gpu_lacks_a_precision_leaves_it_out(
     made: tuple[Path, Workshop, Told], shop: Workshop, tmp_path: Path
 ) -> None:
     folder = copied(made, tmp_path, until="benchmark")
-    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver")
+    shop.machine = Machine("10.3.0", "T4", "7.5", "a driver", "Linux x86_64")
     told = go_on(folder)
     assert any("was built for Orin (SM 8.7); this is T4 (SM 7.5)." in note for note in told.notes)
     assert any(note.startswith("student-bf16 is left out: bf16 needs a GPU of SM 8.0") for note in told.notes)

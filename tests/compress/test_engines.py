@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_samples import CLASSES, sample_images, sample_models
+from held_memory import Memories, no_collector
 from PIL import Image
 
 from iekd.compress import engines
 from iekd.compress.engines import Choice, build_engines
 from iekd.deploy.backends import Array, get_backend
 from iekd.deploy.benchmark import measure_latency
-from iekd.deploy.engine import BuildSettings, BuiltEngine
+from iekd.deploy.device.errors import OutOfMemoryError
+from iekd.deploy.engine import BuildSettings, BuiltEngine, domain_errors
 from iekd.errors import EnvironmentMissingError, IekdError, InputError, VerificationError
 
 SECONDS = {"fp32": 0.004, "fp16": 0.001, "bf16": 0.002, "int8": 0.0003, "fp8": 0.003}
@@ -177,6 +179,23 @@ def test_where_nothing_can_be_had_the_last_reason_is_raised(best: Callable[[], l
     with pytest.raises(EnvironmentMissingError, match="did not suffice"):
         best()
     assert len(shop.told) == len(SECONDS)
+
+
+def test_what_a_refused_build_held_is_free_before_the_next_begins(
+    best: Callable[[], list[Choice]], shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memories, held = Memories(), []
+
+    def build(*_: Any, **__: Any) -> Any:
+        held.append(memories.held)
+        memory = memories.take()
+        with domain_errors():
+            raise OutOfMemoryError(f"{memory} did not suffice.")
+
+    monkeypatch.setattr(engines, "build", build)
+    with no_collector(), pytest.raises(EnvironmentMissingError, match="did not suffice"):
+        best()
+    assert held == [0] * len(SECONDS)
 
 
 def test_engines_of_one_batch_are_measured_at_that_batch(best: Callable[[], list[Choice]], shop: Workshop) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from bundle_samples import sample_bundle, sample_images, sample_models, stop_before_latency
+from held_memory import Memories, no_collector
 
 from iekd.deploy.device import run
 from iekd.deploy.device.engine_settings import BuildSettings
@@ -33,6 +34,9 @@ class Board:
         self.settings: list[BuildSettings] = []
         self.fails: dict[str, DeviceError] = {}
         self.accelerators = 0
+        self.memories = Memories()
+        self.held: list[int] = []
+        """How much memory others held when a call began."""
         board = self
 
         class EngineSession(OnnxSession):
@@ -53,8 +57,10 @@ class Board:
 
     def note(self, call: str) -> None:
         self.calls.append(call)
+        self.held.append(self.memories.held)
         if call in self.fails:
-            raise self.fails[call]
+            memory, error = self.memories.take(), self.fails[call]
+            raise type(error)(error.message, error.hint) from MemoryError(str(memory))
 
     def dla_cores(self) -> int:
         self.note("probe")
@@ -142,6 +148,13 @@ def test_an_engine_that_cannot_be_had_is_told_and_the_others_remain(board: Board
     result = result_of(folder)
     assert result["failed"] == {"fp16": "no memory.  Use less."}
     assert [model["precision"] for model in result["models"]] == ["fp32"]
+
+
+def test_what_a_failed_build_held_is_free_before_the_next_begins(board: Board, folder: Path) -> None:
+    board.fails = {f"build {name}": OutOfMemoryError("no memory.", "Use less.") for name in ("fp16", "fp32")}
+    with no_collector():
+        assert run.main(QUICK, folder) == 3
+    assert board.held == [0] * len(board.calls)
 
 
 def test_memory_that_suffices_for_none_ends_as_on_the_host(

@@ -28,7 +28,7 @@ from iekd.deploy.device.engine_watch import Watch
 from iekd.deploy.device.errors import BuildError, DeviceError, DeviceInputError
 
 DEVICE = Path(__file__).parents[2] / "deploy" / "device"
-ORIN = Machine(tensorrt="10.3.0", gpu="Orin", sm="8.7", driver="L4T 36.4 CUDA 12.6")
+ORIN = Machine(tensorrt="10.3.0", gpu="Orin", sm="8.7", driver="L4T 36.4 CUDA 12.6", platform="Linux aarch64")
 
 
 @pytest.fixture
@@ -71,10 +71,42 @@ def test_the_second_call_is_served_by_the_cache(tmp_path: Path, onnx: Path) -> N
     assert manifest.onnx == str(onnx)
 
 
+def test_a_hit_names_the_file_that_was_given_last(tmp_path: Path, onnx: Path) -> None:
+    """A stripped plan is refitted from it; that of the build may have been moved or deleted since."""
+    builder, cache, log = Builder(), tmp_path / "cache", []
+    stripped = identity(onnx, strip_plan=True)
+    first = cached_engine(cache, onnx, stripped, builder)
+    before = Manifest.read(first)
+    moved = tmp_path / "elsewhere" / onnx.name
+    moved.parent.mkdir()
+    onnx.rename(moved)
+    assert cached_engine(cache, moved, stripped, builder, log=log.append) == first
+    assert builder.builds == 1
+    assert log == [f"[I] {first.name} is in the cache."]
+    assert Manifest.read(first) == replace(before, onnx=str(moved))
+    check_engine(first, ORIN)
+
+
+def test_a_hit_in_a_cache_that_can_only_be_read_is_one_all_the_same(
+    tmp_path: Path, onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builder, cache, log = Builder(), tmp_path / "cache", []
+    first = cached_engine(cache, onnx, identity(onnx), builder)
+    copy = tmp_path / "elsewhere" / onnx.name
+    copy.parent.mkdir()
+    copy.write_bytes(onnx.read_bytes())
+    monkeypatch.setattr("os.fsync", full)
+    assert cached_engine(cache, copy, identity(copy), builder, log=log.append) == first
+    assert log[-1].startswith(f"[W] {first.name} still names {onnx}: the engine cache ")
+    assert Manifest.read(first).onnx == str(onnx)
+
+
 def test_all_that_an_engine_depends_on_is_in_its_key(onnx: Path) -> None:
     base = identity(onnx)
     others = [identity(onnx, **{name: value}) for name, value in OTHER_OPTIONS.items()]
-    others += [identity(onnx, replace(ORIN, **{name: "other"})) for name in ("tensorrt", "gpu", "sm", "driver")]
+    others += [
+        identity(onnx, replace(ORIN, **{name: "other"})) for name in ("tensorrt", "gpu", "sm", "driver", "platform")
+    ]
     onnx.with_name("student.onnx.data").write_bytes(b"weights beside the file")
     others.append(identity(onnx))
     onnx.write_bytes(b"another network")
@@ -124,8 +156,11 @@ def truncate_manifest(engine: Path) -> None:
 
 
 def age_manifest(engine: Path) -> None:
+    """As format 1 was."""
     manifest = engine.with_suffix(".json")
-    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 0'))
+    entries = json.loads(manifest.read_text())
+    del entries["identity"]["machine"]["platform"]
+    manifest.write_text(json.dumps(entries | {"format": 1}))
 
 
 def empty_manifest(engine: Path) -> None:
@@ -166,6 +201,14 @@ def test_what_does_not_fit_is_rebuilt(tmp_path: Path, onnx: Path, spoil: Any) ->
     check_engine(engine, ORIN)
 
 
+def test_an_older_manifest_is_told_as_such(tmp_path: Path, onnx: Path) -> None:
+    engine = cached_engine(tmp_path / "cache", onnx, identity(onnx), Builder())
+    age_manifest(engine)
+    with pytest.raises(DeviceInputError, match="cannot be read: it has format 1, and this program knows 2") as caught:
+        check_engine(engine, ORIN)
+    assert caught.value.hint == "Build the engine again from the ONNX file."
+
+
 @pytest.mark.parametrize(
     ("options", "here", "refusal"),
     [
@@ -177,7 +220,9 @@ def test_what_does_not_fit_is_rebuilt(tmp_path: Path, onnx: Path, spoil: Any) ->
         ({"version_compatible": True}, {"tensorrt": "10.13.0"}, None),
         ({"version_compatible": True}, {"tensorrt": "11.0.0"}, "TensorRT 10.3.0; this is 11.0.0"),
         ({"version_compatible": True}, {"tensorrt": "10.2.0"}, "TensorRT 10.3.0; this is 10.2.0"),
-        ({"hardware_compatible": True}, {"sm": "8.6", "gpu": "RTX 3080"}, None),
+        ({}, {"platform": "Linux x86_64"}, "built on Linux aarch64; this is Linux x86_64"),
+        ({"hardware_compatible": True}, {"sm": "9.0", "gpu": "GH200"}, None),
+        ({"hardware_compatible": True}, {"sm": "8.6", "gpu": "RTX 3080", "platform": "Linux x86_64"}, "Linux x86_64"),
         ({"hardware_compatible": True}, {"sm": "7.5", "gpu": "RTX 2080"}, "SM 8.0 or later"),
         ({"hardware_compatible": True}, {"sm": "11.0", "gpu": "Thor"}, None),
     ],
@@ -310,7 +355,7 @@ def build(timing):
     time.sleep(seconds)
     return Built(b"plan", "", b"timing")
 
-machine = Machine(tensorrt="10.3.0", gpu="Orin", sm="8.7", driver="")
+machine = Machine(tensorrt="10.3.0", gpu="Orin", sm="8.7", driver="", platform="Linux aarch64")
 print("ready", flush=True)
 sys.stdin.readline()
 engine = cached_engine(folder / "cache", onnx, Identity(onnx_sha256(onnx), machine), build, log=print)
@@ -358,4 +403,6 @@ def test_a_killed_build_is_taken_over(tmp_path: Path, onnx: Path) -> None:
     first.communicate(timeout=60)
     assert second.communicate(timeout=60)[0].endswith("plan\n")
     assert (tmp_path / "builds").read_text() == "one\none\n"
-    assert check_engine(next((tmp_path / "cache").glob("*.engine")), Machine("10.3.0", "Orin", "8.7", ""))
+    assert check_engine(
+        next((tmp_path / "cache").glob("*.engine")), Machine("10.3.0", "Orin", "8.7", "", "Linux aarch64")
+    )

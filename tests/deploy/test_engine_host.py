@@ -11,7 +11,8 @@ import pytest
 from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.tensorrt import TensorRTSession
 from iekd.deploy.device import errors as device_errors
-from iekd.deploy.device.engine_cache import Built, Identity, Machine, Manifest, cached_engine, check_engine, sha256_of
+from iekd.deploy.device.engine_cache import Built, Identity, Machine, Manifest, cached_engine, check_engine
+from iekd.deploy.device.manifest import sha256_of
 from iekd.deploy.device.parts import exit_code_of
 from iekd.deploy.device.session import EngineSession
 from iekd.deploy.engine import BuildSettings, BuiltEngine, build, cache_folder, check_precision, domain_errors
@@ -71,7 +72,7 @@ def test_a_copied_engine_can_be_loaded(tmp_path: Path) -> None:
     """A session refuses an engine without its manifest, so that goes along, and what the engine consists of."""
     onnx = tmp_path / "student.onnx"
     onnx.write_bytes(b"network")
-    here = Machine("10.16.1", "Orin", "8.7", "driver")
+    here = Machine("10.16.1", "Orin", "8.7", "driver", "Linux aarch64")
     identity = Identity(sha256_of(onnx), here)
     path = cached_engine(tmp_path / "cache", onnx, identity, lambda _timing: Built(b"plan", layers="{}"))
     engine = BuiltEngine(path, Manifest.read(path), path.with_suffix(".layers.json"))

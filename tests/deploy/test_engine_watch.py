@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from held_memory import Memories, no_collector
 
 from iekd.deploy.device.engine_watch import Watch, run_watched
 
@@ -70,6 +71,27 @@ def test_what_the_work_raises_is_raised() -> None:
 
     with pytest.raises(ValueError, match="the work's own"):
         run_watched(work, Watch())
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_a_failed_build_held_is_free_before_the_next_begins(interrupted: bool) -> None:
+    memories = Memories()
+
+    def work(watch: Watch) -> None:
+        memory = memories.take()
+        watch.lines.append("[I] begun")
+        if interrupted:
+            watch.cancelled.wait()
+        raise ValueError(f"the work's own, with {memory}")
+
+    def stop(line: str) -> None:
+        if interrupted:
+            raise BrokenPipeError
+
+    with no_collector():
+        with pytest.raises(BrokenPipeError if interrupted else ValueError):
+            run_watched(work, Watch(), log=stop)
+        assert memories.held == 0
 
 
 def test_a_callback_that_raises_stops_the_work() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,7 @@ MUST_BE_SEEN = {
     "ParserError.code",
     "ParserError.node_operator",
     "Refitter.refit_cuda_engine",
+    "Runtime.DLA_core",
     "Runtime.deserialize_cuda_engine",
     "Runtime.engine_host_code_allowed",
 }
@@ -150,6 +152,7 @@ def test_without_a_gpu_the_bindings_answer_is_explained(run: Run, version: str) 
     for key in ("build", "load"):
         assert answer[key] == {"raised": "DeviceMissingError", "message": "TensorRT found no usable GPU."}
     assert answer["machine"]["tensorrt"].startswith(version)
+    assert answer["machine"]["platform"] == f"{platform.system()} {platform.machine()}"
     assert len(answer["logs"]) == 1, "the log of a failed build is kept"
 
 
@@ -169,6 +172,9 @@ def test_a_build_asks_for_what_was_set(run: Run, version: str) -> None:
     assert answer["timing reused"] > 0
     assert answer["dla cores"] == 2
     assert answer["dla"] == [1, "DeviceType.DLA"]
+    loaded = ["deserialize_cuda_engine", "b'plan'"]
+    on_dla = [["DLA_core =", "1"], loaded]  # in this order: an engine captures the core when it is loaded
+    assert answer["loads"] == [["engine_host_code_allowed =", "True"], loaded, *on_dla, *on_dla]
     assert answer["no dla"]["message"] == "no Deep Learning Accelerator of number 2: this device has 2."
     assert answer["shares"] == sorted(answer["shares"])
     assert len(answer["shares"]) >= 3
@@ -192,6 +198,7 @@ def test_a_build_that_fails_says_why(run: Run, version: str) -> None:
     assert "14768 MiB" in answer["memory"]["message"]
     assert "15485030400" in answer["log"][0]
     assert answer["interrupted"] == ["build.lock"], "a stopped build leaves nothing"
+    assert answer["left"] == [0] * 7, "of each failed build: its builder and parser, and so their memory"
     assert len(answer["foreign timing cache"]) == 1
     assert answer["fixed batch"]["message"] == "the file fixes its batch to 4; (1, 1, 2) was asked for."
 
@@ -239,7 +246,22 @@ def test_memory_is_flat_over_ten_thousand_calls(run: Run) -> None:
 def test_a_stripped_plan_is_refitted_from_its_own_file(run: Run, version: str) -> None:
     answer = run(version, "stripped")
     assert answer["refits"] == [1, 1]
-    assert answer["changed"]["message"].endswith("which has them, is missing or changed.")
+    assert (answer["builds"], answer["from where it is now"]) == (1, True)
+    for key in ("gone", "changed"):
+        assert answer[key]["message"].endswith("which has them, is missing or changed.")
+
+
+@pytest.mark.parametrize("version", wheels.SERVED)
+def test_several_engines_hear_the_one_log_that_there_is(run: Run, version: str) -> None:
+    answer = run(version, "two logs")
+    assert answer["load"]["raised"] == "OutOfMemoryError"
+    assert [one["message"] for one in answer["runs"]] == [
+        "TensorRT did not build the engine: the engine did not run"
+    ] * 2
+    assert answer["shape"]["raised"] == "OutOfMemoryError"
+    assert answer["again"]["raised"] == "BuildError", "the others' failures are not this one's"
+    assert answer["build"]["raised"] == "OutOfMemoryError"
+    assert answer["log"] == ["[E] insufficient memory"]
 
 
 @pytest.mark.parametrize("version", wheels.SERVED)
@@ -247,4 +269,5 @@ def test_a_session_s_log_stays_short(run: Run, version: str) -> None:
     answer = run(version, "long log")
     assert answer["kept"] == [200, 1001]
     assert answer["last"] == "[F] out of memory"
+    assert answer["heard"] == ["[W] both inside", "[W] one inside"]
     assert answer["failures"] == ["OutOfMemoryError", "BuildError", "OutOfMemoryError"]

@@ -123,7 +123,7 @@ def write_onnx(path: Path, *, classes: tuple[str, ...] = CLASSES, size: int = 16
 
 def describe_plan(plan: Path, onnx_file: Path, **options: Any) -> None:
     """Put beside ``plan`` the manifest that a build from ``onnx_file`` leaves there."""
-    machine = Machine(tensorrt="10.16.1", gpu="a GPU", sm="8.9", driver="a driver")
+    machine = Machine(tensorrt="10.16.1", gpu="a GPU", sm="8.9", driver="a driver", platform="Linux x86_64")
     content = plan.read_bytes()
     Manifest(
         identity=Identity(onnx_sha256(onnx_file), machine, {"batch": [1, 1, 8], "strip_plan": False, **options}),

@@ -5,6 +5,7 @@ FOLDER holds a copy of ``deploy/device`` as the plain package ``device``, as on 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -46,7 +47,8 @@ def model(folder: Path) -> Path:
 def nothing_returned(folder: Path) -> Any:
     """The genuine bindings over libraries that return nothing, as on a machine without a GPU."""
     from device.engine import BuildSettings, build_engine, this_machine
-    from device.engine_cache import Identity, Manifest, sha256_of
+    from device.engine_cache import Identity, Manifest
+    from device.manifest import sha256_of
     from device.session import EngineSession
 
     engine = folder / "lone.engine"
@@ -79,6 +81,7 @@ def flag_names(calls: list[Any]) -> list[str]:
 def build(folder: Path) -> Any:
     """Every setting, the cache, progress and log."""
     from device.engine import BuildSettings, build_engine, dla_cores
+    from device.session import EngineSession
 
     shop = Workshop(shape=(-1, 3, -1, -1), dla=2)
     shares: list[tuple[float, str]] = []
@@ -101,7 +104,10 @@ def build(folder: Path) -> Any:
     again = build_engine(model(folder), settings, cache)
     builds = shop.builds
     on_dla = BuildSettings(batch=(8, 8, 8), height=(64, 64, 64), width=(64, 64, 64), dla_core=1)
-    build_engine(model(folder), on_dla, cache)
+    placed = build_engine(model(folder), on_dla, cache)
+    shop.script.update(Device(8).script)
+    EngineSession(placed).close()
+    loads = [[method, str(given[0])] for kind, method, given in shop.bindings.calls if kind == "Runtime"]
     profile = shop.called("IOptimizationProfile", "set_shape")[0]
     return {
         "flags": flag_names(shop.called("IBuilderConfig", "set_flag")),
@@ -116,6 +122,7 @@ def build(folder: Path) -> Any:
         "layers": engine.with_suffix(".layers.json").read_text(),
         "timing reused": len(shop.called("IBuilderConfig", "create_timing_cache")[-1][0]),
         "dla cores": dla_cores(),
+        "loads": loads,
         "dla": [shop.config["DLA_core"], str(shop.config["default_device_type"])],
         "no dla": outcome(lambda: build_engine(model(folder), BuildSettings(**vars(on_dla) | {"dla_core": 2}), cache)),
         "shares": [share for share, _ in shares],
@@ -128,8 +135,10 @@ def refused(folder: Path) -> Any:
     """Builds that fail: an operator, memory, a stop by the user."""
     from device.engine import BuildSettings, build_engine
 
+    gc.disable()  # what a failed build held must be free when the next begins
     shop = Workshop()
-    answers = {}
+    left: list[int] = []
+    answers: dict[str, Any] = {"left": left}
 
     def say(severity: Any, line: str) -> None:
         journal = shop.config["progress_monitor"].watch
@@ -151,10 +160,12 @@ def refused(folder: Path) -> Any:
         refusal |= {("ParserError", "code"): lambda c=code: c, ("ParserError", "desc"): lambda t=text: t}
         shop.script.update(refusal)
         answers[key] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "a"))
+        left.append(len(shop.bindings.constructed))
     for key in refusal:
         del shop.script[key]
     shop.fail = lambda _network: say("W", "Requested amount of GPU memory (15485030400 bytes) could not be allocated.")
     answers["memory"] = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "b"))
+    left.append(len(shop.bindings.constructed))
     answers["log"] = [path.read_text() for path in (folder / "b").glob("*.log")]
     shop.fail = None
 
@@ -164,6 +175,7 @@ def refused(folder: Path) -> Any:
     try:
         build_engine(model(folder), BuildSettings(), folder / "c", progress=interrupt)
     except KeyboardInterrupt:
+        left.append(len(shop.bindings.constructed))
         answers["interrupted"] = sorted(path.name for path in (folder / "c").iterdir())
     shop.script[("IBuilderConfig", "set_timing_cache")] = lambda cache, mismatch: False
     (folder / "d").mkdir()
@@ -265,6 +277,40 @@ def session(folder: Path) -> Any:
     return answers
 
 
+def two_logs(folder: Path) -> Any:
+    """Each failure is explained by what TensorRT said then, though it knows the first logger alone."""
+    from device.engine import BuildSettings, build_engine, dla_cores
+    from device.session import EngineSession
+
+    shop = Workshop()
+    engine = build_engine(model(folder), BuildSettings(batch=(1, 1, 4)), folder / "cache")
+    shop.script.update(Device(4).script)
+    images = np.zeros((1, *SHAPE), np.float32)
+
+    def failing(line: str, result: Any) -> Callable[..., Any]:
+        def fail(*_: Any) -> Any:
+            shop.bindings.logger.log(trt.ILogger.Severity.ERROR, line)
+            return result
+
+        return fail
+
+    with EngineSession(engine) as first:
+        dla_cores()
+        shop.script[("Runtime", "deserialize_cuda_engine")] = failing("out of memory", None)
+        load = outcome(lambda: EngineSession(engine))
+        del shop.script[("Runtime", "deserialize_cuda_engine")]
+        with EngineSession(engine) as second:
+            shop.script[("IExecutionContext", "execute_async_v3")] = failing("CUDA failure 700", False)
+            runs = [outcome(lambda one=one: one.run(images)) for one in (first, second)]
+            shop.script[("IExecutionContext", "set_input_shape")] = failing("OutOfMemory", False)
+            shape = outcome(lambda: second.run(np.zeros((2, *SHAPE), np.float32)))
+            again = outcome(lambda: first.run(images))
+    shop.fail = lambda _network: failing("insufficient memory", None)()
+    log: list[str] = []
+    build = outcome(lambda: build_engine(model(folder), BuildSettings(), folder / "cache", log=log.append))
+    return {"load": load, "runs": runs, "shape": shape, "again": again, "build": build, "log": log[1:]}
+
+
 def many_calls(folder: Path) -> Any:
     """10,000 calls after a warm-up, and what grew by them."""
     from device.engine import BuildSettings, build_engine
@@ -287,7 +333,7 @@ def many_calls(folder: Path) -> Any:
 def long_log(folder: Path) -> Any:
     """A session's journal forgets; a build's does not.  What explained one failure does not explain the next."""
     from device.engine_watch import Watch
-    from device.trt_logger import Journal
+    from device.trt_logger import LOGGER, Journal
 
     session, build = Journal(Watch(), keep=200), Journal(Watch())
     for journal in (session, build):
@@ -297,11 +343,14 @@ def long_log(folder: Path) -> Any:
             journal.log(trt.ILogger.Severity.VERBOSE, "left out")
     kept = [len(journal.watch.lines) for journal in (session, build)]
     session.log(trt.ILogger.Severity.INTERNAL_ERROR, "out of memory")
-    return {
-        "kept": kept,
-        "last": session.watch.lines[-1],
-        "failures": [type(error).__name__ for error in (session.failure(), session.failure(), build.failure())],
-    }
+    last = session.watch.lines[-1]
+    failures = [type(error).__name__ for error in (session.failure(), session.failure(), build.failure())]
+    with session:  # of one thread
+        with session:  # and of another
+            LOGGER.log(trt.ILogger.Severity.WARNING, "both inside")
+        LOGGER.log(trt.ILogger.Severity.WARNING, "one inside")
+    LOGGER.log(trt.ILogger.Severity.WARNING, "outside")
+    return {"kept": kept, "last": last, "failures": failures, "heard": session.watch.lines}
 
 
 def stripped(folder: Path) -> Any:
@@ -317,8 +366,22 @@ def stripped(folder: Path) -> Any:
         len(shop.called("OnnxParserRefitter", "refit_from_file")),
         len(shop.called("Refitter", "refit_cuda_engine")),
     )
-    model(folder).write_bytes(b"another network")
-    return {"refits": refits, "changed": outcome(lambda: EngineSession(engine))}
+    moved = folder / "elsewhere" / "student.onnx"
+    moved.parent.mkdir()
+    model(folder).rename(moved)
+    gone = outcome(lambda: EngineSession(engine))
+    again = build_engine(moved, BuildSettings(batch=(1, 1, 4), strip_plan=True), folder / "cache")
+    EngineSession(again).close()
+    refitted = Path(shop.called("OnnxParserRefitter", "refit_from_file")[-1][0])
+    moved.write_bytes(b"another network")
+    changed = outcome(lambda: EngineSession(engine))
+    return {
+        "refits": refits,
+        "gone": gone,
+        "builds": shop.builds,
+        "from where it is now": refitted == moved,
+        "changed": changed,
+    }
 
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
@@ -329,6 +392,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "refused": refused,
     "session": session,
     "long log": long_log,
+    "two logs": two_logs,
     "many calls": many_calls,
     "stripped": stripped,
 }

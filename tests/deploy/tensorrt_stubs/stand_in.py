@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,10 @@ class Bindings:
     def __init__(self, module: Any, script: Script) -> None:
         self.module, self.script = module, script
         self.calls: list[tuple[str, str, tuple[Any, ...]]] = []
+        self.constructed: weakref.WeakSet[StandIn] = weakref.WeakSet()
+        """Those that somebody still holds."""
+        self.logger: Any = None
+        """The first that anything was constructed with: as in TensorRT, those of later objects hear nothing."""
         self.genuine = {name: getattr(module, name) for name in self.CONSTRUCTED}
         for name in self.CONSTRUCTED:
             setattr(module, name, self._constructor(name))
@@ -92,7 +97,10 @@ class Bindings:
                 for s in signatures(genuine.__init__)
             ]
             self.check(f"{name}()", overloads, arguments, keywords)
-            return StandIn(self, genuine)
+            self.logger = self.logger or arguments[-1]
+            made = StandIn(self, genuine)
+            self.constructed.add(made)
+            return made
 
         return construct
 
@@ -192,6 +200,7 @@ class StandIn:
         if not self.stand_in_bindings._fits(value, wanted):
             raise ViolationError(f"{self.stand_in_kind.__name__}.{name} takes {wanted}, not {value!r}")
         self.stand_in_values[name] = value
+        self.stand_in_bindings.calls.append((self.stand_in_kind.__name__, f"{name} =", (value,)))
 
     def __bytes__(self) -> bytes:
         if not _is(self, "IHostMemory"):
