@@ -62,6 +62,7 @@ def test_rows_are_trained_once_and_tabled(tmp_path: Path) -> None:
     told = json.loads((tmp_path / "rows" / f"{varied}-0.json").read_text())
     assert all(-1 <= told[f"cka_{part}"] <= 1 for part in ("inheritance", "exploration"))
     assert 0 < told["chance"] <= 1
+    assert (told["made_under"]["precision"], told["made_under"]["views"]) == ("no", 1)
     for kept in ("rows", "teacher"):  # what travels to another machine
         shutil.copytree(tmp_path / kept, tmp_path / "other" / kept)
     again = table(tmp_path / "other", "ce", varied, "ie-dml", "kd")
