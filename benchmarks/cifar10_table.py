@@ -1,14 +1,15 @@
 r"""Does inheriting and exploring lift feature distillation?  Every method on CIFAR-10, one table.
 
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table                 # the paper's 160 epochs
-    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe medium --lanes 40  # minutes
-    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/table --recipe short  # for a CPU
+    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/medium --recipe medium --lanes 40  # minutes
+    python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/quick --recipe short  # for a CPU
     python benchmarks/cifar10_table.py --data folder:cifar10 --out runs/second --teacher resnet50 \
         --student mobilenetv2_100 --size 64                                                   # the second pair
 
-Every method sees the same images in the same order and views (a function of the seed alone), the same number of epochs,
-one teacher, and its default weights, unless its row says otherwise: ``ie-ft@explore_form=cka`` is ``ie-ft`` with
-that setting.  Finished rows are kept, so the same command goes on after a stop.
+Every method sees the same images in the same order (a function of the seed) and views (the same for every seed), the
+same number of epochs, one teacher, and its default weights, unless its row says otherwise: ``ie-ft@explore_form=cka``
+is ``ie-ft`` with that setting, ``ie-ft+kd@tap=stages.1`` taps another stage of both networks.  Finished rows are kept,
+so the same command goes on after a stop; rows that were made under other settings are refused.
 
 A small network leaves a GPU idle: ``--lanes`` trains that many rows side by side in one process, each step a CUDA graph
 and the teacher asked once an epoch for all of them; ``--jobs`` does it in several processes.  A row of lanes has its
@@ -38,9 +39,11 @@ from resident import load_split
 from table_bench import RECIPES, Bench
 from table_cohort import run_side_by_side, score_unfinished, waits_for_host
 from table_rows import Trained, likeness_of_kept, train_row
-from table_teacher import TeacherAnswers, load_teacher, train_teacher
+from table_settings import refuse_other_rows
+from table_teacher import TeacherAnswers, at_tap, load_teacher, train_teacher
 
 from iekd.deploy.fingerprint import fingerprint
+from iekd.errors import IekdError
 from iekd.files import write_json
 
 TRANSFERS = ("at", "ft", "od", "vkd")
@@ -57,7 +60,8 @@ ROWS = (
 
 def run_rows(bench: Bench) -> None:
     """Every row and seed that no result is there for and no other process has in hand."""
-    answers = functools.cache(lambda: TeacherAnswers(bench, train_teacher(bench)))
+    teacher = functools.cache(lambda: train_teacher(bench))
+    answers = functools.cache(lambda tap: TeacherAnswers(bench, at_tap(teacher(), tap, bench.train.size)))
     for seed in bench.arguments.seeds:
         for row in bench.arguments.rows:
             file = bench.folder / "rows" / f"{row}-{seed}.json"
@@ -107,6 +111,7 @@ def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, second
         "epochs": bench.recipe.epochs,
         "recipe": bench.arguments.recipe,
         "settings": " ".join(bench.arguments.set),
+        "made_under": bench.settings_of(row),
         "seconds": round(seconds, 1),
         "device": torch.cuda.get_device_name() if bench.accelerator.device.type == "cuda" else fingerprint(1).device,
         "torch": torch.__version__,
@@ -117,11 +122,24 @@ def keep(bench: Bench, file: Path, row: str, seed: int, trained: Trained, second
     (bench.folder / "checkpoints" / f"{row}-{seed}" / "last.pt").unlink(missing_ok=True)
 
 
-def summarize(folder: Path, order: tuple[str, ...]) -> None:
-    """``table.csv``, ``table.md`` and the last line."""
-    found = [json.loads(path.read_text()) for path in sorted((folder / "rows").glob("*.json"))]
+def summarize(folder: Path, order: tuple[str, ...], unfinished: dict[str, tuple[float, float]] | None = None) -> None:
+    """``table.csv``, ``table.md`` and the last line.
+
+    Args:
+        folder: of the results.
+        order: rows that come first, in this order.
+        unfinished: epochs done and top-1 of rows and seeds that have no result, which then count and are named.
+    """
+    files = sorted((folder / "rows").glob("*.json"))
+    found = [json.loads(path.read_text()) for path in files]
+    done = {path.stem for path in files}
+    unfinished = {name: score for name, score in (unfinished or {}).items() if name not in done}
+    for name, (epochs, top1) in unfinished.items():
+        row, _, seed = name.rpartition("-")
+        found.append({"row": row, "seed": int(seed), "top1": round(top1, 3), "epochs": round(epochs, 1)})
     with (folder / "table.csv").open("w", newline="") as handle:
-        writer = csv.DictWriter(handle, list(dict.fromkeys(key for entry in found for key in entry)))
+        columns = dict.fromkeys(key for entry in found for key in entry if key != "made_under")
+        writer = csv.DictWriter(handle, list(columns), extrasaction="ignore")
         writer.writeheader()
         writer.writerows(found)
     scores: dict[str, dict[int, float]] = {}
@@ -131,9 +149,12 @@ def summarize(folder: Path, order: tuple[str, ...]) -> None:
             scores[name] = own
     told = folder / "teacher" / "teacher.json"
     table = render(scores, json.loads(told.read_text())["top1"] if told.exists() else None)
+    if unfinished:
+        cut = ", ".join(f"{name} ({epochs:g} epochs)" for name, (epochs, _) in unfinished.items())
+        table += f"\nNot finished, scored as they stand: {cut}.\n"
     (folder / "table.md").write_text(table)
     print(table)
-    print(result_line(scores))
+    print(result_line(scores) + (f" unfinished={len(unfinished)}" if unfinished else ""))
 
 
 def arguments() -> argparse.Namespace:
@@ -154,7 +175,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lanes", type=int, default=0, help="rows trained side by side in one process, on a GPU")
     parser.add_argument("--likeness", action="store_true", help="only say how like the teacher kept students are")
     parser.add_argument(
-        "--unfinished", action="store_true", help="only score students as lanes that were cut kept them"
+        "--unfinished", action="store_true", help="only score students as lanes that were cut kept them, and tabulate"
     )
     parser.add_argument("--jobs", type=int, default=1, help="rows trained side by side")
     parser.add_argument("--threads", type=int, default=0, help="of each job; 0: all")
@@ -169,7 +190,20 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    try:
+        run(given)
+    except IekdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Train what is asked for and not there yet, and write the table."""
     given.out.mkdir(parents=True, exist_ok=True)
+    changes = {name: value for name in ("epochs", "teacher_epochs") if (value := getattr(given, name))}
+    recipe = dataclasses.replace(RECIPES[given.recipe], **changes)
+    refuse_other_rows(given, recipe)
+    unfinished = None
     if given.jobs > 1:
         command = [sys.executable, *sys.argv, "--jobs", "1"]
         workers = [subprocess.Popen(command) for _ in range(given.jobs)]
@@ -179,8 +213,6 @@ def main() -> None:
     else:
         if given.threads:
             torch.set_num_threads(given.threads)
-        changes = {name: value for name in ("epochs", "teacher_epochs") if (value := getattr(given, name))}
-        recipe = dataclasses.replace(RECIPES[given.recipe], **changes)
         on_gpu = torch.cuda.is_available()
         accelerator = Accelerator(cpu=not on_gpu, mixed_precision=given.precision)
         with FileLock(given.out / "data.lock"):
@@ -193,10 +225,10 @@ def main() -> None:
         work = add_likeness if given.likeness else run_lanes if given.lanes else run_rows
         bench = Bench(given, recipe, accelerator, train, val, own, given.out)
         if given.unfinished:
-            score_unfinished(bench)
-            return
-        work(bench)
-    summarize(given.out, tuple(given.rows))
+            unfinished = score_unfinished(bench)
+        else:
+            work(bench)
+    summarize(given.out, tuple(given.rows), unfinished)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,8 @@ class Lane:
     """The task's arguments, without gradient."""
     apart: Sequence[Group] = ()
     """As :func:`fit` takes it."""
+    tap: int = 0
+    """Which of the teacher's maps it sees."""
 
 
 class Board:
@@ -81,9 +83,10 @@ class Board:
             found = self.teacher(images)
         return (_last(images), found.logits.float(), *(_last(tap.half()) for tap in found.taps))
 
-    def read(self, indices: Tensor) -> Seen:
-        """The batch of these image numbers (B,)."""
-        images, *answers = (kept.index_select(0, indices) for kept in self._kept)
+    def read(self, indices: Tensor, tap: int = 0) -> Seen:
+        """The batch of these image numbers (B,), with one of the teacher's maps."""
+        wanted = (*self._kept[:2], *self._kept[2 + tap : 3 + tap])
+        images, *answers = (kept.index_select(0, indices) for kept in wanted)
         taps = tuple(tap.permute(0, 3, 1, 2).float() for tap in answers[1:])
         teacher = Features(answers[0], taps) if answers else None
         return Seen(images.permute(0, 3, 1, 2), self.data.targets.index_select(0, indices), teacher)
@@ -215,7 +218,7 @@ class Runner:
         """One step; nothing in it waits for the device, so that it can be captured."""
         first = self.step_of_epoch * len(self.within)
         with torch.no_grad():
-            seen = self.board.read(self.order.index_select(0, first + self.within))
+            seen = self.board.read(self.order.index_select(0, first + self.within), self.lane.tap)
             self.rate.copy_(self.rates.index_select(0, self.step_of_all)[0])
             arguments = self.lane.inputs(seen)
         with self.board.autocast():

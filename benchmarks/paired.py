@@ -2,11 +2,46 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 from scipy import stats
 
 Scores = dict[str, dict[int, float]]
 """Per cent top-1 by method and seed."""
+
+ALONE = "ce"
+"""The student alone."""
+FEWEST_SEEDS = 3
+"""Shared with the student alone, below which a row is the best only where no row of its kind has so many."""
+
+
+class Difference(NamedTuple):
+    """How far one row lies above another over the seeds that both have, in points."""
+
+    points: float
+    """Mean; NaN without a shared seed."""
+    low: float
+    """Of the 95 % interval of Student's t; NaN below two seeds."""
+    high: float
+    p: float
+    """Of the paired t test; NaN below two seeds, and where all differences are the same."""
+    seeds: int
+
+    def __str__(self) -> str:
+        if not self.seeds:
+            return ""
+        interval = "" if math.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.points:+.2f}{interval}"
+
+
+class Best(NamedTuple):
+    """The best row of its kind."""
+
+    row: str
+    seeds: int
+    """That each row which could be chosen shares with the student alone, at the least."""
 
 
 def is_lifted(row: str) -> bool:
@@ -14,44 +49,83 @@ def is_lifted(row: str) -> bool:
     return row.startswith("ie-")
 
 
-def difference(scores: Scores, row: str, base: str) -> tuple[float, float | None]:
-    """Mean difference over the shared seeds, in points, and the p value of the paired t test (None below 2 seeds)."""
+def difference(scores: Scores, row: str, base: str) -> Difference:
+    """How far ``row`` lies above ``base``, paired by seed."""
     seeds = sorted(scores[row].keys() & scores[base].keys())
-    ours, theirs = (np.array([scores[name][seed] for seed in seeds]) for name in (row, base))
-    if len(seeds) < 2 or np.allclose(ours - theirs, (ours - theirs)[0]):
-        return float((ours - theirs).mean()), None
-    return float((ours - theirs).mean()), float(stats.ttest_rel(ours, theirs).pvalue)
+    gaps = np.array([scores[row][seed] - scores[base][seed] for seed in seeds])
+    if len(gaps) < 2:
+        return Difference(float(gaps[0]) if seeds else math.nan, math.nan, math.nan, math.nan, len(seeds))
+    mean = float(gaps.mean())
+    if np.allclose(gaps, gaps[0]):
+        return Difference(mean, mean, mean, math.nan, len(seeds))
+    half = float(stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps))
+    return Difference(mean, mean - half, mean + half, float(stats.ttest_1samp(gaps, 0).pvalue), len(seeds))
 
 
-def best(scores: Scores, *, lifted: bool) -> str | None:
-    """The method with the highest mean among those that are (or are not) lifted."""
-    rows = [row for row in scores if is_lifted(row) == lifted]
-    return max(rows, key=lambda row: np.mean(list(scores[row].values())), default=None)
+def best(scores: Scores, *, lifted: bool) -> Best | None:
+    """The row furthest above the student alone among those that are (or are not) lifted; None where there is none.
+
+    Only rows that share :data:`FEWEST_SEEDS` with the student alone are looked at; where none does, those that share
+    the most.
+    """
+    gains = {row: difference(scores, row, ALONE) for row in scores if is_lifted(row) == lifted}
+    shared = max((gain.seeds for row, gain in gains.items() if row != ALONE), default=0)
+    fewest = min(FEWEST_SEEDS, shared or max((gain.seeds for gain in gains.values()), default=0))
+    if not fewest:
+        return None
+    able = [row for row, gain in gains.items() if gain.seeds >= fewest]
+    return Best(max(able, key=lambda row: gains[row].points), fewest)
 
 
 def render(scores: Scores, teacher: float | None) -> str:
     """A Markdown table."""
+    other = best(scores, lifted=False) if ALONE in scores else None
+    against = [] if other is None else list(dict.fromkeys([ALONE, other.row]))
+    heads = [head for base in against for head in (f"over `{base}` [95 %]", "p", "seeds of both")]
     lines = [
         f"Teacher: {teacher:.2f} %." if teacher is not None else "No teacher yet.",
         "",
-        "| method | top-1, % | spread | seeds | over the student alone | p |",
+        f"| {' | '.join(['method', 'top-1, %', 'spread', 'seeds', *heads])} |",
+        f"|---|{'---:|' * (3 + len(heads))}",
     ]
-    lines.append("|---|---:|---:|---:|---:|---:|")
     for row, own in scores.items():
         values = np.array(list(own.values()))
-        spread = f"{values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        gain, p = difference(scores, row, "ce") if "ce" in scores else (None, None)
-        shown = "" if row == "ce" or gain is None else f"{gain:+.2f}"
-        lines.append(
-            f"| {row} | {values.mean():.2f} | {spread} | {len(values)} | {shown} | {'' if p is None else f'{p:.3f}'} |"
-        )
-    return "\n".join(lines) + "\n"
+        cells = [row, f"{values.mean():.2f}", f"{values.std(ddof=1):.2f}" if len(values) > 1 else "", str(len(values))]
+        for base in against:
+            cells += ["", "", ""] if row == base else _cells(difference(scores, row, base))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *_cautions(scores)]) + "\n"
 
 
 def result_line(scores: Scores) -> str:
     """How far the best lifted method is above the student alone and above the best method that is not lifted."""
-    ours, other = best(scores, lifted=True), best(scores, lifted=False)
-    if ours is None or other is None or "ce" not in scores:
-        return "RESULT incomplete: the student alone, a lifted and another row are needed"
-    gain, over = difference(scores, ours, "ce")[0], difference(scores, ours, other)[0]
-    return f"RESULT best_ie={ours} gain_points={gain:.2f} best_other={other} over_other_points={over:.2f}"
+    ours, other = (best(scores, lifted=lifted) if ALONE in scores else None for lifted in (True, False))
+    if ours is None or other is None:
+        return "RESULT incomplete: the student alone, a lifted and another row are needed, with a seed that both share"
+    gain, over = difference(scores, ours.row, ALONE), difference(scores, ours.row, other.row)
+    return (
+        f"RESULT best_ie={ours.row} gain_points={gain.points:.2f} best_other={other.row} "
+        f"over_other_points={over.points:.2f} {_fields('gain', gain)} {_fields('over_other', over)}"
+    )
+
+
+def _cells(found: Difference) -> list[str]:
+    return [str(found), "" if math.isnan(found.p) else f"{found.p:.3f}", str(found.seeds)]
+
+
+def _fields(name: str, found: Difference) -> str:
+    return f"{name}_seeds={found.seeds} {name}_low={found.low:.2f} {name}_high={found.high:.2f} {name}_p={found.p:.3f}"
+
+
+def _cautions(scores: Scores) -> list[str]:
+    """What stands under the table where the best row of a kind was chosen among rows of too few seeds."""
+    found = []
+    for kind, lifted in (("with IE", True), ("without IE", False)):
+        chosen = best(scores, lifted=lifted) if ALONE in scores else None
+        if chosen is not None and chosen.seeds < FEWEST_SEEDS:
+            found += [
+                "",
+                f"No row {kind} shares {FEWEST_SEEDS} seeds with `{ALONE}`: "
+                f"the best, `{chosen.row}`, is chosen among those that share {chosen.seeds}.",
+            ]
+    return found

@@ -1,11 +1,13 @@
 """A data set of small images that lies on the training device whole, augmentation included.
 
-View v of image i is the same whatever the method, the batch or the number of workers: padding by 4, a random crop and a
-random mirror image (He et al. 2016, section 4.2), drawn once for each (image, view).
+View v of image i is the same whatever the method, the seed, the batch or the number of workers: padding by 4, a random
+crop and a random mirror image (He et al. 2016, section 4.2), drawn once for each (image, view).  Seeds share
+views because they share the teacher's answers to them; first weights and the order of the images differ between seeds.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,7 +79,7 @@ class Resident:
         return maps.contiguous(memory_format=torch.channels_last)
 
     def _draw(self, view: int) -> Tensor:
-        """Offsets 0..8 of rows and columns, and a mirror above 4 of 0..9: (3, N)."""
+        """Offsets 0..8 of rows and columns, and a mirror above 4 of 0..9: (3, N), a function of the view alone."""
         generator = torch.Generator().manual_seed(1_000_003 * (view + 1))
         offsets = torch.randint(0, 2 * PAD + 1, (2, len(self)), generator=generator)
         return torch.cat([offsets, torch.randint(0, 2 * PAD + 2, (1, len(self)), generator=generator)])
@@ -122,7 +124,8 @@ def load_split(
     shown: int | None = None,
 ) -> tuple[Resident, Resident]:
     """Training and validation images of a data set as ``--data`` names it, decoded once into ``cache``."""
-    file = cache / f"images-{limit or 'all'}-{val_limit or 'all'}.npz"
+    which = hashlib.sha256(name.encode()).hexdigest()[:12]  # a name may be a path
+    file = cache / f"images-{which}-{limit or 'all'}-{val_limit or 'all'}.npz"
     if not file.exists():
         data = load_data(name, limit=limit, val_limit=val_limit)
         arrays: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from resident import Resident
+from table_settings import Settings, claim, settings_of, weights_of_teacher
 from torch import nn
 
 from iekd.compress.clipping import Group
@@ -22,6 +23,8 @@ from iekd.models.registry import build, resolve
 from iekd.models.taps import Tapped
 
 CLASSES = 10
+LAST = -1
+"""The last map before pooling, where rows are tapped unless they say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,14 @@ class Bench:
     teacher_train: Resident
     folder: Path
 
+    def settings_of(self, name: str) -> Settings:
+        """What the row or training of that name hangs on."""
+        return settings_of(self.arguments, self.recipe, name, weights_of_teacher(self.folder))
+
+    def claim(self, name: str) -> None:
+        """See :func:`table_settings.claim`."""
+        claim(self.folder / "checkpoints" / name, self.settings_of(name))
+
     @torch.no_grad()
     def top1(self, network: nn.Module) -> float:
         """Per cent of the validation images."""
@@ -97,7 +108,12 @@ class Bench:
         data: Resident | None = None,
         apart: Sequence[Group] = (),
     ) -> dict[str, float]:
-        """Train ``task``; a stopped training goes on from its last epoch.  Returns the share of clipped steps."""
+        """Train ``task``; a stopped training goes on from its last epoch.  Returns the share of clipped steps.
+
+        Raises:
+            RunFolderError: the stopped training was of other settings.
+        """
+        self.claim(name)
         views = self.recipe.views if data is None else None
         batches: Any = lambda epoch: (data or self.train).epoch(epoch, self.recipe.batch, seed, views)  # noqa: E731
         history = fit(
@@ -117,13 +133,14 @@ class Bench:
             if key == "clipped"
         }
 
-    def tapped(self, name: str, seed: int, role: str) -> Tapped:
-        """A fresh network whose weights follow from the seed."""
+    def tapped(self, name: str, seed: int, role: str, tap: int | str = LAST) -> Tapped:
+        """A fresh network whose weights follow from the seed, tapped at one stage."""
         seed_everything(seed, f"{role}-init", 0)
         network = build(resolve(name), CLASSES, self.train.size)
         if self.arguments.compile:
             network.forward_intermediates = torch.compile(network.forward_intermediates)  # type: ignore[assignment, arg-type]
-        return Tapped(network).to(self.accelerator.device).to(memory_format=torch.channels_last)
+        tapped = Tapped(network, (tap,), self.train.size)
+        return tapped.to(self.accelerator.device).to(memory_format=torch.channels_last)
 
 
 class Told(Observer):

@@ -11,13 +11,13 @@ import torch
 from cohort import LANE_FILE, forget, train_side_by_side
 from lane import Lane, Seen
 from safetensors.torch import load_file
-from table_bench import Bench
-from table_rows import Pupil, Trained, parse_row, pulls, pupil, settle
+from table_bench import LAST, Bench
+from table_rows import Pupil, Trained, pair, parse_row, pulls, pupil, settle
+from table_settings import needs_teacher
 from table_teacher import keep_teacher, load_teacher, save_half, teacher_is_kept, train_teacher
 from torch import Tensor, nn
 
 from iekd.compress.distill import Distillation
-from iekd.compress.objectives import build_mutual, is_mutual
 from iekd.compress.teacher import Supervised
 from iekd.compress.together import networks_apart
 from iekd.models.taps import Features, Tapped
@@ -43,16 +43,16 @@ def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> N
     if bench.teacher_train is not bench.train or bench.arguments.teacher_from:
         train_teacher(bench)  # on other images than the lanes have, or not at all
     if not teacher_is_kept(bench):
-        alone = [pair for pair in todo if not needs_teacher(bench, pair[0])]
+        alone = [(row, seed) for row, seed in todo if not needs_teacher(row)]
         _with_the_teacher(bench, alone, keep)
-        todo = [pair for pair in todo if pair not in alone]
-    teacher = load_teacher(bench)
-    factors = _factors(bench, teacher, [pair for pair in todo if needs_teacher(bench, pair[0])])
+        todo = [own for own in todo if own not in alone]
+    teacher = _seen_by_all(bench, load_teacher(bench), [row for row, _ in todo if needs_teacher(row)])
+    factors = _factors(bench, teacher, [(row, seed) for row, seed in todo if needs_teacher(row)])
     size = bench.arguments.lanes
     for some in (todo[start : start + size] for start in range(0, len(todo), size)):
         begun = time.perf_counter()
         entrants = [
-            _taught(bench, teacher, row, seed, factors) if needs_teacher(bench, row) else _untaught(bench, row, seed)
+            _taught(bench, teacher, row, seed, factors) if needs_teacher(row) else _untaught(bench, row, seed)
             for row, seed in some
         ]
         clipped = _train(bench, [entrant.lane for entrant in entrants], teacher)
@@ -60,7 +60,7 @@ def run_side_by_side(bench: Bench, todo: list[tuple[str, int]], keep: Keep) -> N
         for (row, seed), entrant in zip(some, entrants, strict=True):
             facts = {"lanes": len(entrants), "clipped": clipped[entrant.lane.name]}
             if entrant.pupil is not None:
-                facts |= pulls(bench, entrant.pupil, lambda indices, view: _ask(bench, teacher, indices, view))
+                facts |= pulls(bench, entrant.pupil, _ask(bench, entrant.pupil))
                 save_half(bench.folder / "students" / f"{row}-{seed}.safetensors", entrant.student)
             keep(row, seed, Trained(entrant.student, facts), seconds)
             forget(bench.folder / "checkpoints", entrant.lane.name)
@@ -83,14 +83,15 @@ def score_unfinished(bench: Bench) -> dict[str, tuple[float, float]]:
     return found
 
 
-def needs_teacher(bench: Bench, row: str) -> bool:
-    """Does the row look at a finished teacher?"""
-    return row != "ce" and not is_mutual(parse_row(row, bench.arguments)[0])
-
-
 def waits_for_host(bench: Bench, row: str) -> bool:
     """Does a step of this row decide something in Python, so that it cannot be captured?"""
-    return parse_row(row, bench.arguments)[0] == "switokd"
+    return parse_row(row, bench.arguments).objective == "switokd"
+
+
+def _seen_by_all(bench: Bench, teacher: Tapped, rows: list[str]) -> Tapped:
+    """The teacher, tapped wherever one of the rows reads it."""
+    taps = [LAST, *(parse_row(row, bench.arguments).tap for row in rows)]
+    return Tapped(teacher.network, taps, bench.train.size).eval()
 
 
 def _with_the_teacher(bench: Bench, pairs: list[tuple[str, int]], keep: Keep) -> None:
@@ -118,9 +119,7 @@ def _untaught(bench: Bench, row: str, seed: int) -> Entrant:
     if row == "ce":
         student = bench.tapped(bench.arguments.student, seed, "student").network
         return Entrant(Lane(f"{row}-{seed}", Supervised(student), seed, settings, _labels), student, None)
-    networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
-    name, own = parse_row(row, bench.arguments)
-    task = build_mutual(name, networks, image_size=bench.train.size, settings=own)
+    networks, task = pair(bench, row, seed)
     lane = Lane(f"{row}-{seed}", task, seed, settings, _labels, networks_apart(task))
     return Entrant(lane, networks[1].network, None)
 
@@ -131,7 +130,7 @@ def _taught(bench: Bench, teacher: Tapped, row: str, seed: int, factors: dict[st
     if pretraining is not None:
         pretraining.load_state_dict(factors[own.kind])
         pretraining.requires_grad_(False)
-    settle(bench, own, lambda indices, view: _ask(bench, teacher, indices, view))
+    settle(bench, own, _ask(bench, own))
 
     def inputs(seen: Seen) -> tuple[Any, ...]:
         assert seen.teacher is not None
@@ -140,22 +139,27 @@ def _taught(bench: Bench, teacher: Tapped, row: str, seed: int, factors: dict[st
 
     task = Distillation(own.student, own.objective)
     settings = bench.recipe.fit(bench.recipe.epochs, seed)
-    return Entrant(Lane(f"{row}-{seed}", task, seed, settings, inputs), own.student.network, own)
+    lane = Lane(f"{row}-{seed}", task, seed, settings, inputs, tap=_place(teacher, own))
+    return Entrant(lane, own.student.network, own)
 
 
 def _factors(bench: Bench, teacher: Tapped, pairs: list[tuple[str, int]]) -> dict[str, dict[str, Tensor]]:
     """What each kind of transfer learns from the teacher's maps, once for all rows and seeds."""
-    learners: dict[str, nn.Module] = {}
+    lanes: dict[str, Lane] = {}
+    settings = bench.recipe.fit(bench.recipe.factor_epochs, 0)
     for row, seed in pairs:
         own = pupil(bench, teacher, row, seed)
         learner = own.objective.pretraining()
-        if learner is not None:
-            learners.setdefault(own.kind, learner)
-    settings = bench.recipe.fit(bench.recipe.factor_epochs, 0)
-    lanes = [Lane(f"factors-{kind}", learner, 0, settings, _taps) for kind, learner in learners.items()]
+        if learner is not None and own.kind not in lanes:
+            lanes[own.kind] = Lane(f"factors-{own.kind}", learner, 0, settings, _taps, tap=_place(teacher, own))
     if lanes:
-        _train(bench, lanes, teacher)
-    return {kind: learner.state_dict() for kind, learner in learners.items()}
+        _train(bench, list(lanes.values()), teacher)
+    return {kind: lane.task.state_dict() for kind, lane in lanes.items()}
+
+
+def _place(teacher: Tapped, pupil: Pupil) -> int:
+    """Which of the teacher's maps a row reads."""
+    return teacher.stages.index(pupil.teacher.stages[0])
 
 
 def _taps(seen: Seen) -> tuple[Any, ...]:
@@ -167,16 +171,23 @@ def _labels(seen: Seen) -> tuple[Any, ...]:
     return seen.images, seen.targets
 
 
-@torch.no_grad()
-def _ask(bench: Bench, teacher: Tapped, indices: Tensor, view: int) -> Features:
-    with bench.accelerator.autocast():
-        found = teacher(bench.train.view(indices, view))
-    return Features(found.logits.float(), tuple(tap.float() for tap in found.taps))
+def _ask(bench: Bench, pupil: Pupil) -> Callable[[Tensor, int], Features]:
+    """What the teacher says where a row reads it, of some images in a view."""
+
+    @torch.no_grad()
+    def ask(indices: Tensor, view: int) -> Features:
+        with bench.accelerator.autocast():
+            found = pupil.teacher(bench.train.view(indices, view))
+        return Features(found.logits.float(), tuple(tap.float() for tap in found.taps))
+
+    return ask
 
 
 def _train(bench: Bench, lanes: list[Lane], teacher: Tapped | None) -> dict[str, float]:
     device, start, epochs = bench.accelerator.device, time.perf_counter(), itertools.count(1)
     on = bench.arguments.precision == "bf16"
+    for lane in lanes:
+        bench.claim(lane.name)
 
     def told(_epoch: int, losses: dict[str, float]) -> None:
         lowest, highest = min(losses.values()), max(losses.values())

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from filelock import FileLock
 from resident import Batch
 from safetensors.torch import load_file
-from table_bench import CLASSES, Bench
-from table_teacher import TeacherAnswers
+from table_bench import CLASSES, LAST, Bench
+from table_settings import needs_teacher
+from table_teacher import TeacherAnswers, at_tap
 from torch import Tensor, nn
 
 from iekd.compress.diagnose import diagnose_tap
@@ -24,12 +25,13 @@ from iekd.compress.objectives import (
     TeacherRecord,
     build_mutual,
     build_objective,
-    is_mutual,
 )
 from iekd.compress.objectives.lift import InheritExplore
+from iekd.compress.objectives.mutual import DeepMutual
 from iekd.compress.teacher import Supervised
 from iekd.compress.together import networks_apart
 from iekd.compress.trainer import seed_everything
+from iekd.errors import InputError, unknown_name
 from iekd.models.taps import Features, Tapped
 
 
@@ -46,24 +48,53 @@ class Pupil(NamedTuple):
     """A student under its objective, ready to be trained."""
 
     student: Tapped
+    teacher: Tapped
+    """Read where the row reads it."""
     objective: Objective
     kind: str
-    """Which transfer, without its lift: rows of one kind share what it learns from the teacher."""
+    """Which transfer, without its lift, and what else its encoder hangs on: rows of one kind share what it learns from
+    the teacher."""
+
+
+class Row(NamedTuple):
+    """What a row's name asks for."""
+
+    objective: str
+    settings: ObjectiveSettings
+    tap: int | str = LAST
+    """Of both networks."""
+
+    @property
+    def kind(self) -> str:
+        """See :class:`Pupil`."""
+        own = [
+            f"{name}={getattr(self.settings, name)}"
+            for name in ENCODER
+            if getattr(self.settings, name) != getattr(ObjectiveSettings, name)
+        ]
+        own += [f"tap={self.tap}"] if self.tap != LAST else []
+        transfer = self.objective.split("+")[0].removeprefix("ie-")
+        return f"{transfer}@{','.join(own)}" if own else transfer
+
+
+ENCODER = ("factor_channels", "hidden_channels")
+"""Settings that the teacher's side hangs on."""
 
 
 def pupil(bench: Bench, teacher: Tapped, row: str, seed: int) -> Pupil:
     """The student and the objective of one row, as the seed makes them."""
-    student, size = bench.tapped(bench.arguments.student, seed, "student"), bench.train.size
-    name, settings = parse_row(row, bench.arguments)
+    asked, size = parse_row(row, bench.arguments), bench.train.size
+    student = bench.tapped(bench.arguments.student, seed, "student", asked.tap)
+    teacher = at_tap(teacher, asked.tap, size)
     seed_everything(seed, "objective-init", 0)
     objective = build_objective(
-        name,
+        asked.objective,
         teacher=teacher.shapes(size),
         student=student.shapes(size),
         classes=CLASSES,
-        settings=settings,
+        settings=asked.settings,
     ).to(bench.accelerator.device)
-    return Pupil(student, objective, name.split("+")[0].removeprefix("ie-"))
+    return Pupil(student, teacher, objective, asked.kind)
 
 
 @torch.no_grad()
@@ -92,22 +123,22 @@ def distilled(bench: Bench, answers: TeacherAnswers, row: str, seed: int) -> Tra
         return (bench.train.view(indices, view), targets, record.logits, *record.codes)
 
     clipped = bench.fit(Distillation(own.student, own.objective), f"{row}-{seed}", bench.recipe.epochs, seed, inputs)
-    facts = {**clipped, **likeness(bench, answers.teacher, own), **pulls(bench, own, answers)}
+    facts = {**clipped, **likeness(bench, own), **pulls(bench, own, answers)}
     return Trained(own.student.network, facts)
 
 
-def likeness(bench: Bench, teacher: Tapped, pupil: Pupil) -> dict[str, float]:
+def likeness(bench: Bench, pupil: Pupil) -> dict[str, float]:
     """:func:`likeness_of` where the row has two parts."""
     lifts = [lift for lift in getattr(pupil.objective, "lifts", []) if len(lift.heads) == 2]
-    return likeness_of(bench, teacher, pupil.student, lifts[0]) if lifts else {}
+    return likeness_of(bench, pupil.teacher, pupil.student, lifts[0]) if lifts else {}
 
 
 def likeness_of_kept(bench: Bench, teacher: Tapped, row: str, seed: int, weights: Path) -> dict[str, float]:
     """:func:`likeness` of a student whose weights were kept."""
     own = pupil(bench, teacher, row, seed)
-    settle(bench, own, lambda indices, view: teacher(bench.train.view(indices, view)))  # a split by relevance
+    settle(bench, own, lambda indices, view: own.teacher(bench.train.view(indices, view)))  # a split by relevance
     own.student.network.load_state_dict(load_file(weights))
-    return likeness(bench, teacher, own)
+    return likeness(bench, own)
 
 
 def pulls(bench: Bench, pupil: Pupil, answers: Callable[[Tensor, int], Features]) -> dict[str, float]:
@@ -140,11 +171,17 @@ def likeness_of(bench: Bench, teacher: Tapped, student: Tapped, lift: InheritExp
     return {**values, "chance": round(found.chance, 4)} if found.chance is not None else values
 
 
+def pair(bench: Bench, row: str, seed: int) -> tuple[list[Tapped], DeepMutual]:
+    """Two students, and the task that trains them together."""
+    asked = parse_row(row, bench.arguments)
+    networks = [bench.tapped(bench.arguments.student, seed, role, asked.tap) for role in ("peer", "student")]
+    task = build_mutual(asked.objective, networks, image_size=bench.train.size, settings=asked.settings)
+    return networks, task
+
+
 def together(bench: Bench, row: str, seed: int) -> Trained:
     """Train two students together, without a teacher; returns the second."""
-    networks = [bench.tapped(bench.arguments.student, seed, role) for role in ("peer", "student")]
-    name, settings = parse_row(row, bench.arguments)
-    task = build_mutual(name, networks, image_size=bench.train.size, settings=settings)
+    networks, task = pair(bench, row, seed)
     clipped = bench.fit(
         task,
         f"{row}-{seed}",
@@ -166,20 +203,32 @@ def alone(bench: Bench, row: str, seed: int) -> Trained:
     return Trained(student.network, clipped)
 
 
-def parse_row(row: str, arguments: argparse.Namespace) -> tuple[str, ObjectiveSettings]:
-    """The objective that a row names, and its settings: ``--set`` for all rows, then what follows the row's ``@``."""
+def parse_row(row: str, arguments: argparse.Namespace) -> Row:
+    """What a row names: ``--set`` holds for all rows, then comes what follows the row's ``@``, ``tap=`` among it.
+
+    Raises:
+        InputError: no such setting, or a value that it cannot have.
+    """
     name, _, own = row.partition("@")
+    kinds = {**get_type_hints(ObjectiveSettings), "tap": str}
     changes: dict[str, Any] = {}
     for text in [*arguments.set, *filter(None, own.split(","))]:
         key, _, value = text.partition("=")
-        changes[key] = float(value) if value.replace(".", "", 1).isdigit() else value
-    return name, ObjectiveSettings(**changes)
+        if key not in kinds:
+            raise unknown_name("setting", key, kinds)
+        kind = (get_args(kinds[key]) or (kinds[key],))[0]  # the first of `float | None`
+        try:
+            changes[key] = kind(value)
+        except ValueError:
+            raise InputError(f"{row}: {text} is not of type {kind.__name__}.", "Such as factor_channels=16.") from None
+    tap = str(changes.pop("tap", LAST))
+    return Row(name, ObjectiveSettings(**changes), int(tap) if tap.removeprefix("-").isdigit() else tap)
 
 
-def train_row(bench: Bench, row: str, seed: int, answers: Callable[[], TeacherAnswers]) -> Trained:
-    """The trained student of one row; only rows that need the teacher ask for it."""
+def train_row(bench: Bench, row: str, seed: int, answers: Callable[[int | str], TeacherAnswers]) -> Trained:
+    """The trained student of one row; only rows that need the teacher ask for its answers, at their tap."""
     if row == "ce":
         return alone(bench, row, seed)
-    if is_mutual(parse_row(row, bench.arguments)[0]):
+    if not needs_teacher(row):
         return together(bench, row, seed)
-    return distilled(bench, answers(), row, seed)
+    return distilled(bench, answers(parse_row(row, bench.arguments).tap), row, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
@@ -21,7 +23,10 @@ class TeacherAnswers:
 
     def __init__(self, bench: Bench, teacher: Tapped) -> None:
         self.teacher, self.train = teacher, bench.train
-        self.kept = [self._keep(bench.folder / f"answers-{view}", view) for view in range(bench.recipe.views or 0)]
+        hangs_on = json.dumps([bench.settings_of("factors-"), teacher.names])
+        which = hashlib.sha256(hangs_on.encode()).hexdigest()[:12]
+        files = [bench.folder / f"answers-{which}-{view}" for view in range(bench.recipe.views or 0)]
+        self.kept = [self._keep(file, view) for view, file in enumerate(files)]
 
     def _keep(self, file: Path, view: int) -> Features:
         """The answers to one view of all images, asked once and shared by all workers through a file."""
@@ -99,6 +104,11 @@ def load_teacher(bench: Bench) -> Tapped:
     _load(teacher, bench.folder / "teacher" / "weights.safetensors")
     teacher.eval().requires_grad_(False)
     return teacher
+
+
+def at_tap(teacher: Tapped, tap: int | str, size: int) -> Tapped:
+    """The same network, read at another stage; ``size``: height and width of the images."""
+    return Tapped(teacher.network, (tap,), size).eval()
 
 
 def _load(teacher: Tapped, weights: Path) -> None:

@@ -110,6 +110,12 @@ class Tapped(nn.Module):
         with _blank_image(self.network, image_size) as image:
             return tuple(TapShape(*tap.shape[1:]) for tap in self(image).taps)
 
+    @torch.no_grad()
+    def classes(self, image_size: int) -> int:
+        """How many classes there are logits for, seen on one image of ``image_size`` pixels."""
+        with _blank_image(self.network, image_size) as image:
+            return int(self.network(image).shape[1])
+
     def _stage(self, tap: int | str, image_size: int) -> int:
         """The number, from 0, of a stage asked for by number or name."""
         count = len(self.available)

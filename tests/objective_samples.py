@@ -65,6 +65,19 @@ class Says(nn.Module):
         super().__init__()
         self.answer = answer
 
+    @property
+    def network(self) -> Says:
+        """What is tapped: itself."""
+        return self
+
+    def shapes(self, image_size: int) -> tuple[TapShape, ...]:
+        """Of the answer's taps, whatever the size."""
+        return tuple(TapShape(*tap.shape[1:]) for tap in self.answer.taps)
+
+    def classes(self, image_size: int) -> int:
+        """Of the answer's logits."""
+        return self.answer.logits.shape[1]
+
     def forward(self, images: Tensor) -> Features:
         """The answer."""
         return self.answer

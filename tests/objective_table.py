@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from iekd.compress.objectives import describe_objectives
+
+TRANSFERS = tuple(entry.name for entry in describe_objectives() if entry.kind == "transfer")
+"""Every transfer in the catalogue."""
+
 
 class Row(NamedTuple):
     """An objective's name, settings of :class:`ObjectiveSettings`, and the terms that it must report."""

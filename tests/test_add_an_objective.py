@@ -16,6 +16,7 @@ import iekd
 from iekd.compress.objectives import catalogue
 
 sys.path.insert(0, str(Path(__file__).parent / "compress"))
+import test_objectives_lift as lifted
 import test_objectives_table as every
 import test_objectives_train as whole
 
@@ -48,6 +49,19 @@ def test_the_new_objective_passes_what_the_table_asks(row: objective_table.Row) 
     for images, classes in every.batches_and_classes(row):
         for dtype in (torch.float32, torch.bfloat16):
             every.test_small_batches_two_classes_and_bf16(row, images, classes, dtype)
+
+
+def test_its_one_row_completes_the_table(row: objective_table.Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError):
+        every.test_the_table_has_every_objective()
+    monkeypatch.setattr(every, "TABLE", (*every.TABLE, row))
+    every.test_the_table_has_every_objective()
+
+
+@pytest.mark.usefixtures("row")
+def test_its_lift_reduces_to_the_plain_transfer_and_to_exploration_alone() -> None:
+    lifted.test_a_fraction_of_one_is_exactly_the_plain_transfer("hint", "random", {})
+    lifted.test_a_fraction_of_zero_is_exactly_exploration_alone("hint", "random")
 
 
 def test_the_new_objective_trains_resumes_and_exports(row: objective_table.Row, tmp_path: Path) -> None:

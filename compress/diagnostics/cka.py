@@ -14,12 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from iekd.compress.objectives.alignment import gram, hsic
+from iekd.compress.objectives.alignment import gram, hsic, least_norm
 from iekd.deploy.results import Interval
 from iekd.deploy.statistics import CONFIDENCE
 
 FEWEST_IMAGES = 8
-_ROUNDING = 1e-12
 
 
 class Likeness(NamedTuple):
@@ -120,7 +119,7 @@ def _cka(own: Tensor, own_norm: Tensor, kernel: Tensor, weights: Tensor) -> Tens
     0 where nothing but rounding is left of one side's own HSIC: it says the same of all images but one.
     """
     norms = own_norm * hsic(kernel, kernel, weights)
-    least = _ROUNDING * own.square().mean() * kernel.square().mean()
+    least = least_norm(own, kernel)
     return torch.where(norms > least, hsic(own, kernel, weights) / norms.clamp(min=least).sqrt(), 0)
 
 

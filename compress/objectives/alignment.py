@@ -13,6 +13,7 @@ from torch import Tensor
 FEWEST_IMAGES = 4
 """With fewer there is no unbiased estimate."""
 _COLUMNS = 16_384
+_ROUNDING = 1e-12
 
 
 def alignment(a: Tensor, b: Tensor) -> Tensor:
@@ -20,7 +21,8 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
     The estimate is an inner product of centred kernels, whence its bounds (Szekely and Rizzo, Annals of Statistics
     42, 2014).  Unrelated ones have 0 in the mean, so half of the time a little less; clipping there would bias the
-    gradient.  A representation that is the same for every image has 0, and so has a batch of fewer than four images.
+    gradient.  A representation that is the same for every image, or for all but one, has 0, and so has a batch of fewer
+    than four images.
 
     Args:
         a: (B, ...).
@@ -36,9 +38,17 @@ def kernel_alignment(a: Tensor, b: Tensor) -> Tensor:
     once = torch.ones(len(a), 1, dtype=torch.float64, device=a.device)
     shared = hsic(a, b, once)[0]
     own = hsic(a, a, once)[0] * hsic(b, b, once)[0]
-    defined = own > 0
+    defined = own > least_norm(a, b)
     found = shared / torch.where(defined, own, 1).sqrt()  # a square root of 0 has no gradient
     return torch.where(defined, found, 0)
+
+
+def least_norm(a: Tensor, b: Tensor) -> Tensor:
+    """What HSIC(a, a) HSIC(b, b) has to be more than to be more than rounding, for two kernels (B, B); a scalar.
+
+    It is less where one kernel says the same of all images but one, which leaves a pair nothing to agree on.
+    """
+    return _ROUNDING * a.detach().square().mean() * b.detach().square().mean()
 
 
 def gram(features: Tensor) -> Tensor:

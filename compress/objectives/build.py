@@ -83,9 +83,6 @@ def build_objective(
     lifts = []
     if parsed.feature is not None:
         require_as_many(teacher, student)
-        if settings.inherit_fraction == 1 and settings.inherit_weight is None:
-            # Nothing explores: a lift is then the plain transfer, its weight included.
-            settings = replace(settings, inherit_weight=resolved(parsed.feature, settings, "transfer_weight"))
         for number, shapes in enumerate(zip(teacher, student, strict=True)):
             lifts.append(make_lift(parsed.feature, *shapes, settings, tuple(shape[number] for shape in ensemble)))
     terms = {entry.name: _logit_term(entry, settings, classes) for entry in parsed.logits}
@@ -114,6 +111,8 @@ def make_lift(
     else:
         transfer = kind(shape, settings)
     weights = Weights(*(resolved(entry, settings, f"{field}_weight") for field in Weights._fields))
+    if settings.inherit_fraction == 1 and settings.inherit_weight is None:
+        weights = weights._replace(inherit=weights.transfer)  # nothing explores: a lift is then the plain transfer
     return InheritExplore(transfer, shape[1:], student, weights, settings, lifted=entry.kind == "lift")
 
 

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LEAST_SPREAD = 1e-3
+"""Of probabilities, as a share of their size: 10,000 times their rounding.  A student that spreads its own by less, as
+one with a fresh classifier of zeros does, has no direction to correlate with, and without a floor gradients of 1e7."""
+
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """KL divergence of softened predictions, times the squared temperature (Hinton et al. 2015, section 2).
@@ -93,8 +97,14 @@ def _kl(log_teacher: Tensor, log_student: Tensor) -> Tensor:
 
 
 def _pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Correlation of each row of ``a`` with the same row of ``b``."""
-    return F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1)
+    """Correlation of each row of ``a`` with the same row of ``b``; nearer to 0 where a row hardly varies."""
+    return (_centred_unit(a) * _centred_unit(b)).sum(1)
+
+
+def _centred_unit(rows: Tensor) -> Tensor:
+    centred = rows - rows.mean(1, keepdim=True)
+    least = (_LEAST_SPREAD * rows.detach().norm(dim=1, keepdim=True)).clamp(min=1e-8)
+    return centred / torch.maximum(centred.norm(dim=1, keepdim=True), least)
 
 
 def _standardise(logits: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ def build_mutual(
         transfer: what ``ie-dml`` lifts.
 
     Raises:
-        InputError: another name, not two networks or one of them twice, or settings that need a finished teacher.
+        InputError: another name, not two networks or one of them twice, networks of different classes, or settings that
+            need a finished teacher.
     """
     name = name.lower()
     modes = [entry.name for entry in OBJECTIVES.values() if entry.kind == "mutual"]
@@ -50,6 +51,7 @@ def build_mutual(
         raise InputError(f"{name} trains two networks together, not {distinct}.", "Give two different ones.")
     entry = OBJECTIVES[name]
     a, b = networks
+    _require_same_classes(name, *(tapped.classes(image_size) for tapped in networks))
     weights = MutualWeights(
         settings.task_weight, resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature")
     )
@@ -64,6 +66,13 @@ def build_mutual(
         for own, other in (shapes, shapes[::-1])
     )
     return kind(a, b, weights, (of_a, of_b))
+
+
+def _require_same_classes(name: str, a: int, b: int) -> None:
+    if a != b:
+        raise InputError(
+            f"{name} compares logits, and one network has {a} classes, the other {b}.", "Build both for the data's."
+        )
 
 
 def _lift_for(entry: Entry, settings: ObjectiveSettings, transfer: str) -> Entry:

@@ -62,6 +62,19 @@ def test_what_says_nothing_counts_as_nothing(images: int) -> None:
     assert bool(constant.grad.isfinite().all())
 
 
+def test_where_only_one_image_differs_nothing_is_pulled() -> None:
+    """Such a kernel has an HSIC of 0 with itself, and rounding in its place, above 0 or below, would be divided by."""
+    steepest = 0.0
+    for seed in range(20):
+        alike = randn(1, 32, seed=seed).repeat(32, 1)
+        alike[3] += randn(32, seed=seed + 100)
+        moving = alike.float().requires_grad_()
+        found = alignment(randn(32, 64, seed=seed).float(), moving)
+        (gradient,) = torch.autograd.grad(found, moving)
+        steepest = max(steepest, gradient.abs().max().item())
+    assert steepest < 10
+
+
 def test_exploring_by_cka_takes_the_bare_channels_away_from_the_teacher() -> None:
     made, (student, teacher, targets) = objective("ie-ft", explore_form="cka"), answers(16)
     made.prepare(student, teacher)

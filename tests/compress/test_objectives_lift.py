@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from objective_samples import STUDENT, TEACHER, answers, objective, randn
+from objective_table import TRANSFERS
 from torch import Tensor
 
 from iekd.compress.objectives import OBJECTIVES, EnsembleTeacher, ObjectiveSettings, build_objective
@@ -14,8 +15,6 @@ from iekd.compress.objectives.split import SPLITS, channel_relevance, split_chan
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Features, Tapped, TapShape
-
-TRANSFERS = ("at", "ft", "od", "vkd")
 
 
 def terms(made: Any, student: Features, teacher: Features, targets: Tensor) -> dict[str, Tensor]:

@@ -172,6 +172,22 @@ def test_dist_of_two_classes_learns_from_the_images_of_a_class_alone() -> None:
     assert intra[-1] < 0.1 * intra[0]
 
 
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_dist_of_a_student_that_says_the_same_of_every_class_has_a_gradient_to_learn_by(classes: int) -> None:
+    student, teacher = torch.zeros(16, classes, requires_grad=True), randn(16, classes).float()
+    correlation(student, teacher, torch.zeros(16, dtype=torch.long), 1.0).backward()
+    assert student.grad is not None
+    assert 0 < student.grad.abs().max() < 1e3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_is_its_formula_for_logits_that_differ_by_a_twentieth(temperature: float) -> None:
+    """The floor under its denominator is below what a network says before it has learned anything."""
+    student, teacher, targets = 0.05 * randn(8, 10), randn(8, 10, seed=1), torch.zeros(8, dtype=torch.long)
+    found = correlation(student, teacher, targets, temperature).item()
+    assert found == pytest.approx(naive_dist(student.numpy(), teacher.numpy(), None, temperature), rel=1e-4)
+
+
 def test_teachers_of_other_classes_are_refused() -> None:
     made, (student, _, targets) = objective("kd"), answers()
     with pytest.raises(InputError, match=r"the teacher has 7 classes, the student 5.*Fine-tune the teacher"):

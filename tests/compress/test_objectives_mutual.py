@@ -230,6 +230,20 @@ def test_what_mutual_learning_cannot_be_is_refused() -> None:
         build_mutual("ie-dml", pair(), image_size=32, settings=settings, transfer="od")
 
 
+@pytest.mark.parametrize("name", [name for name, _ in MUTUAL])
+def test_networks_of_different_classes_are_refused(name: str) -> None:
+    networks = (pair(classes=5)[0], pair(classes=7)[1])
+    with pytest.raises(InputError, match=f"{name} compares logits, and one network has 5 classes, the other 7"):
+        build_mutual(name, networks, image_size=32, settings=ObjectiveSettings())
+
+
+@pytest.mark.parametrize("given", [None, 3.0])
+def test_ie_dml_at_a_fraction_of_one_pulls_as_hard_as_the_plain_transfer(given: float | None) -> None:
+    made = task("ie-dml", inherit_fraction=1.0, inherit_weight=given)
+    weights = {lift.weights.inherit for lifts in made.lifts for lift in lifts}  # type: ignore[union-attr]
+    assert weights == {OBJECTIVES["ft"].defaults["transfer_weight"] if given is None else given}
+
+
 def test_a_mode_is_what_the_catalogue_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """A further mode is its class and its entry; a weight of inheritance makes it lift a transfer."""
     given = OBJECTIVES["switokd"]

@@ -12,7 +12,7 @@ import torch
 from objective_samples import Says, features, numeric_gradient, objective, randn
 from torch import Tensor
 
-from iekd.compress.objectives import EnsembleTeacher, ObjectiveSettings, build_objective
+from iekd.compress.objectives import EnsembleTeacher, ObjectiveSettings, build_mutual, build_objective
 from iekd.compress.objectives.factor import FactorTransfer
 from iekd.compress.objectives.orthogonal import OrthogonalProjection
 from iekd.compress.objectives.overhaul import OverhaulTransfer
@@ -45,7 +45,7 @@ def assert_is(found: Tensor, naive: Callable[[Any], float], at: Tensor) -> None:
     """``found`` has the value of ``naive`` at the maps ``at``, and its gradient there."""
     maps = at.detach().numpy()
     assert found.item() == pytest.approx(naive(maps), rel=1e-5)
-    (gradient,) = torch.autograd.grad(found, at)
+    (gradient,) = torch.autograd.grad(found, at, retain_graph=True)
     expected = numeric_gradient(naive, maps)
     assert np.abs(expected).max() > 1e-3, "a gradient of nothing would agree with anything"
     np.testing.assert_allclose(gradient.numpy(), expected, atol=1e-4 * np.abs(expected).max())
@@ -100,6 +100,27 @@ def test_inherit_and_explore_is_its_formula(
 
     assert set(found) == {"task", "inherit", "explore"}
     assert_is(torch.stack(list(found.values())).sum(), naive, student.taps[0])
+
+
+def test_each_network_of_ie_dml_inherits_from_and_explores_away_from_the_other() -> None:
+    """Huang et al. 2021, section 3.4, over attention maps; a has larger and fewer, so the sides cannot swap."""
+    b, a = answers()
+    a = Features(a.logits, tuple(tap.requires_grad_() for tap in a.taps))
+    settings = ObjectiveSettings(inherit_fraction=0.5, inherit_weight=2.0, explore_weight=0.7)
+    networks: Any = (Says(a), Says(b))
+    made = build_mutual("ie-dml", networks, image_size=8, settings=settings, transfer="at")
+    found = made(torch.zeros(BATCH, 3, 8, 8), TARGETS)
+    sizes = {"a": halved, "b": lambda maps: maps}  # a's maps are twice as large as b's
+    for name, own, other, resize in (("a", a, b, sizes["b"]), ("b", b, a, sizes["a"])):
+        codes = (resize(other.taps[0].detach().numpy()) ** 2).mean(1)
+
+        def terms(maps: Any, codes: Any = codes, resize: Any = sizes[name]) -> tuple[float, float]:
+            parts = np.split(resize(maps), 2, axis=1)
+            near, far = (np.mean([square(*pair) for pair in zip(codes, (x**2).mean(1), strict=True)]) for x in parts)
+            return 2.0 * float(near), -0.7 * float(far)
+
+        for number, term in enumerate(("inherit", "explore")):
+            assert_is(found[f"{name}.{term}"], lambda maps, n=number: terms(maps)[n], own.taps[0])  # type: ignore[misc]
 
 
 def test_od_is_its_formula() -> None:

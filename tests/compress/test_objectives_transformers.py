@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny_networks
 import torch
+from objective_table import TRANSFERS
 from small import settings
 from torch import nn
 
@@ -19,7 +20,6 @@ PAIRS = {
     "teacher": (tiny_networks.transformer, tiny_networks.student),
     "both": (tiny_networks.transformer, tiny_networks.transformer),
 }
-TRANSFERS = ("at", "ft", "od", "vkd")
 
 
 @pytest.mark.parametrize("role", PAIRS)
