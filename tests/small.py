@@ -12,7 +12,7 @@ from processes import run_forked
 
 SETTINGS: dict[str, Any] = {
     "teacher": "resnet10t",
-    "student": "mobilenetv3_small_050",
+    "student": "test_efficientnet",
     "image_size": 32,
     "train_limit": 128,
     "val_limit": 60,
