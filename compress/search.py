@@ -153,7 +153,7 @@ class _Search:
     def _table(self) -> dict[Candidate, Entry]:
         candidates = self.space.candidates()
         self.observer.stage_started("latency table", len(candidates))
-        latencies = LatencyTable(self.config, len(self.data.classes))
+        latencies = LatencyTable(self.config, len(self.data.classes), self.observer.note)
         return latencies.look_up(candidates, functools.partial(self.observer.stage_advanced, "latency table"))
 
     def _is_worth_it(self, entry: Entry) -> bool:

@@ -122,5 +122,7 @@ def _print(out: Console, found: Any) -> None:
         out.print(table)
     for number, point in enumerate(found.front, 1):  # too long for a column
         out.print(f"{number}  {escape(f'{point.run}/{point.file}')}", highlight=False, soft_wrap=True)
+        for warning in point.warnings:
+            out.print(f"   [dim]{escape(warning)}[/]", highlight=False, soft_wrap=True)
     mark = "[bold green]FOUND[/]" if found.kept else "[bold red]MISSED[/]"
     out.print(f"{mark}  {escape(found.sentence)}", highlight=False, soft_wrap=True)

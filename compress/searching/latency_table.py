@@ -7,6 +7,7 @@ measured once for a machine and kept in ``$XDG_CACHE_HOME/iekd-compress/latency`
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import tempfile
@@ -22,6 +23,7 @@ from torch import nn
 from iekd.compress.config import RunConfig
 from iekd.compress.data import default_cache_dir
 from iekd.compress.measure import open_session, threads
+from iekd.compress.one_measurement import one_measurement
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantize import QuantizeSettings, quantize
@@ -56,10 +58,12 @@ class LatencyTable:
     Args:
         config: target, threads, precision and the settings of pruning.
         classes: of the data.
+        note: is told, in a line, when another measurement on this machine is waited for.
     """
 
-    def __init__(self, config: RunConfig, classes: int) -> None:
+    def __init__(self, config: RunConfig, classes: int, note: Callable[[str], None] = lambda _: None) -> None:
         self.config, self.classes = config, classes
+        self.note = functools.cache(note)  # once: beside another worker it would be every second candidate
         self.machine = machine_key(config)
         self.path = default_cache_dir() / "latency" / f"{config.target}-{self.machine}.json"
 
@@ -75,12 +79,18 @@ class LatencyTable:
         kept, found = self._read(), {}
         for number, candidate in enumerate(candidates):
             key = self._key(candidate)
-            if key not in kept:
-                kept[key] = self._measure(candidate)
-                self._add(key, kept[key])
-            found[candidate] = kept[key]
-            progress(number + 1, f"{candidate.name}: {describe(kept[key])}")
+            found[candidate] = kept[key] if key in kept else self._measured_alone(key, candidate)
+            progress(number + 1, f"{candidate.name}: {describe(found[candidate])}")
         return found
+
+    def _measured_alone(self, key: str, candidate: Candidate) -> Entry:
+        """A new entry, measured while nothing else is; or what another worker has found in the meantime."""
+        with one_measurement(self.note):
+            if entry := self._read().get(key):
+                return entry
+            entry = self._measure(candidate)
+            self._add(key, entry)
+            return entry
 
     def _key(self, candidate: Candidate) -> str:
         config = self.config
