@@ -16,7 +16,8 @@ from rich.console import Console
 
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
-from iekd.compress.search_command import add_search, search_instead
+from iekd.compress.search_command import add_search, run_search, search_instead
+from iekd.compress.which_job import announce_search, students_to_search
 from iekd.errors import EXIT_DEFECT, EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -115,6 +116,9 @@ def compress(
 ) -> None:
     """Distil a TEACHER into a compact STUDENT, export both, measure both, and report what was kept and gained.
 
+    With --max-latency and a STUDENT that stands for several networks (a short name, a list, a pattern) it is a search
+    among them, as the command search; a network named exactly is trained, and judged by the limits.
+
     A command that was stopped goes on where it was when it is given again.  Exit status: 0 limits kept, 1 missed,
     2 bad input, 3 a part of the environment is missing.
     """
@@ -125,10 +129,16 @@ def compress(
         if any(value is not None for value in settings.values()):
             raise _misplaced(context.invoked_subcommand, settings)
         return
-    report = _run(settings, config_file, until="report")
+    given = _given(settings, config_file)
+    with _quiet_libraries():
+        students = students_to_search(given)
+    if students:
+        out.print(_escaped(announce_search(given["student"], students)), highlight=False, soft_wrap=True)
+        raise typer.Exit(run_search(out, given, _quiet_libraries))
+    report = _run(given, until="report")
     if report.verdict.kept:
         raise typer.Exit
-    if instead := search_instead(_given(settings, config_file), report):
+    if instead := search_instead(given, report):
         out.print(
             f"A student that keeps the limits is looked for by\n  {_escaped(instead)}", highlight=False, soft_wrap=True
         )
@@ -139,14 +149,14 @@ def compress(
 @_with_settings()
 def teacher(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
     """Train the teacher only, into the run folder."""
-    _run(settings, config_file, until="teacher")
+    _run(_given(settings, config_file), until="teacher")
 
 
 @app.command()
 @_with_settings()
 def distill(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
     """Train teacher and student, without exporting."""
-    _run(settings, config_file, until="distill")
+    _run(_given(settings, config_file), until="distill")
 
 
 @app.command()
@@ -299,10 +309,10 @@ def _given(settings: dict[str, Any], config_file: Path | None) -> dict[str, Any]
     return given | {key: value for key, value in settings.items() if value is not None}
 
 
-def _run(settings: dict[str, Any], config_file: Path | None, *, until: str) -> Any:
+def _run(given: dict[str, Any], *, until: str) -> Any:
     from iekd.compress.config import make_config
 
-    config = make_config(_given(settings, config_file))
+    config = make_config(given)
     from iekd.compress.console import ConsoleObserver, print_summary
 
     out.print(f"[bold]iekd-compress[/] {config.teacher} → {config.student} on {config.data}", highlight=False)

@@ -15,6 +15,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.engine_stage import read_engines
 from iekd.compress.job import Job
 from iekd.compress.measured_files import ROLES, UNPRUNED, File, exported_files, unpruned_file
+from iekd.compress.one_measurement import one_measurement
 from iekd.compress.shared import shared_facts, shared_file
 from iekd.compress.targets import TARGETS
 from iekd.deploy.accuracy import measure_accuracy
@@ -102,13 +103,7 @@ def benchmark(job: Job) -> dict[str, Any]:
         accuracy[name], correct[name] = _judge(job, files[number], session)
         job.observer.stage_advanced("benchmark", 20 * (number + 1) // len(files), f"accuracy of the {name}")
     images = job.some_images(job.data.val, LATENCY_IMAGES)
-    run = measure_latency(
-        {**sessions, **_unpruned(job)},
-        images,
-        folder=job.folder / "benchmark",
-        seconds=job.config.bench_seconds,
-        progress=lambda share: job.observer.stage_advanced("benchmark", 20 + int(80 * share), "latency, interleaved"),
-    )
+    run = _latency(job, {**sessions, **_unpruned(job)}, images)
     retained = {name: ratio_of_accuracies(right, correct["teacher"]) for name, right in correct.items()}
     ships = _choose(job.config, files, retained, run)
     models = {
@@ -161,6 +156,20 @@ def _judge(job: Job, file: File, session: Session) -> tuple[Accuracy, NDArray[np
     correct = np.ones(accuracy.total, dtype=bool)
     correct[found["wrong"]] = False
     return accuracy, correct
+
+
+def _latency(job: Job, sessions: dict[str, Session], images: Array) -> LatencyRun:
+    """Of all files, interleaved, while nothing else on this machine is measured."""
+    with one_measurement(job.observer.note):
+        return measure_latency(
+            sessions,
+            images,
+            folder=job.folder / "benchmark",
+            seconds=job.config.bench_seconds,
+            progress=lambda share: job.observer.stage_advanced(
+                "benchmark", 20 + int(80 * share), "latency, interleaved"
+            ),
+        )
 
 
 def _unpruned(job: Job) -> dict[str, Session]:

@@ -20,7 +20,8 @@ from iekd.compress.data import ImageData
 from iekd.compress.job import open_data
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
-from iekd.compress.plan import STUDENT_EPOCHS
+from iekd.compress.plan import STUDENT_EPOCHS, make_plan
+from iekd.compress.rehearsal import rehearse
 from iekd.compress.searching import space as spaces
 from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key
 from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, points_of, promising
@@ -152,7 +153,7 @@ class _Search:
     def _table(self) -> dict[Candidate, Entry]:
         candidates = self.space.candidates()
         self.observer.stage_started("latency table", len(candidates))
-        latencies = LatencyTable(self.config, len(self.data.classes))
+        latencies = LatencyTable(self.config, len(self.data.classes), self.observer.note)
         return latencies.look_up(candidates, functools.partial(self.observer.stage_advanced, "latency table"))
 
     def _is_worth_it(self, entry: Entry) -> bool:
@@ -205,12 +206,34 @@ class _Search:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{out}.lock"):
             if not (out / "teacher" / "model.json").is_file():
-                student = self.space.students[0]
-                config = dataclasses.replace(
-                    self.config, student=student, prune=0.0, precision="fp32", image_size=size, out=str(out)
-                )
-                run_stages(config, config.teacher, student, self.data, self.observer, until="teacher")
+                config = self._teacher_config(size, out)
+                run_stages(config, config.teacher, config.student, self.data, self.observer, until="teacher")
         return out / "teacher"
+
+    def _teacher_config(self, size: int, out: Path) -> RunConfig:
+        """Settings of the run that trains the teacher alone.
+
+        A run tries out both of its networks before it trains either: this one names the first student that could
+        follow.  The others are tried out by their own runs.
+
+        Raises:
+            InputError: none could; what the first one lacks.
+        """
+        errors = []
+        for student in dict.fromkeys(
+            candidate.student for candidate, entry in self.table.items() if "latency" in entry
+        ):
+            config = dataclasses.replace(
+                self.config, student=student, prune=0.0, precision="fp32", image_size=size, out=str(out)
+            )
+            try:
+                plan = make_plan(config, self.data, config.teacher, student, Observer())
+                rehearse(config, plan, len(self.data.classes), config.teacher, student)
+            except InputError as error:
+                errors.append(error)
+            else:
+                return config
+        raise errors[0]
 
     def _teacher_run(self, size: int) -> Path:
         """Its run folder; in ``shared`` there lies what all runs under it have in common."""

@@ -61,25 +61,43 @@ def add_search(
         A search that was stopped goes on where it was; the same command in several processes shares the work.
         """
         from iekd.compress.config import read_config_file
-        from iekd.compress.console import ConsoleObserver
 
         given = read_config_file(config_file) if config_file is not None else {}
         given |= {key: value for key, value in settings.items() if value is not None}
-        with ConsoleObserver(out) as observer, quiet_libraries():
-            from iekd.compress.search import search as find
-            from iekd.compress.searching.settings import SearchSettings
+        own = {
+            "prunes": prunes,
+            "sizes": sizes,
+            "trials": trials,
+            "short_epochs": short_epochs,
+            "winners": winners,
+            "storage": storage,
+        }
+        raise typer.Exit(run_search(out, given, quiet_libraries, **own))
 
-            own = SearchSettings(
-                prunes=prunes,
-                sizes=sizes,
-                trials=trials,
-                short_epochs=short_epochs,
-                winners=winners,
-                storage=storage,
-            )
-            found = find(given, own, observer)
-        _print(out, found)
-        raise typer.Exit(EXIT_KEPT if found.kept else EXIT_MISSED)
+
+def run_search(
+    out: Console, given: dict[str, Any], quiet_libraries: Callable[[], AbstractContextManager[None]], **own: Any
+) -> int:
+    """Search, print what was found, and return the exit status.
+
+    Args:
+        out: where to print.
+        given: settings of the runs, as the user gave them.
+        quiet_libraries: holds back other libraries' warnings meanwhile.
+        own: fields of :class:`~iekd.compress.searching.settings.SearchSettings`.
+
+    Raises:
+        IekdError: as :func:`iekd.compress.search.search`.
+    """
+    from iekd.compress.console import ConsoleObserver
+
+    with ConsoleObserver(out) as observer, quiet_libraries():
+        from iekd.compress.search import search
+        from iekd.compress.searching.settings import SearchSettings
+
+        found = search(given, SearchSettings(**own), observer)
+    _print(out, found)
+    return EXIT_KEPT if found.kept else EXIT_MISSED
 
 
 def search_instead(given: dict[str, Any], report: Any) -> str:
@@ -122,5 +140,7 @@ def _print(out: Console, found: Any) -> None:
         out.print(table)
     for number, point in enumerate(found.front, 1):  # too long for a column
         out.print(f"{number}  {escape(f'{point.run}/{point.file}')}", highlight=False, soft_wrap=True)
+        for warning in point.warnings:
+            out.print(f"   [dim]{escape(warning)}[/]", highlight=False, soft_wrap=True)
     mark = "[bold green]FOUND[/]" if found.kept else "[bold red]MISSED[/]"
     out.print(f"{mark}  {escape(found.sentence)}", highlight=False, soft_wrap=True)

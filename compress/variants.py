@@ -132,7 +132,7 @@ def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     refused: list[str] = []
     job.observer.stage_started("quantize", len(asked))
     for number, precision in enumerate(asked):
-        if reason := _unreachable(job.config, precision):
+        if reason := unreachable(job.config, precision):
             refused.append(f"{precision}: {reason}")
             continue
         try:
@@ -150,7 +150,7 @@ def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     return {"refused": refused, "remarks": maker.remarks, "note": made_names, **maker.training}
 
 
-def _unreachable(config: RunConfig, precision: str) -> str:
+def unreachable(config: RunConfig, precision: str) -> str:
     """Why the GPU that builds and measures here lacks the precision; empty where it has it, or is not asked."""
     if not TARGETS[config.target].runs_engines:
         return ""

@@ -44,6 +44,9 @@ def test_the_wheel_declares_its_command_and_its_extras(wheel: zipfile.ZipFile) -
     metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith("METADATA"))).decode()
     extras = set(re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE))
     assert {"cpu", "gpu", "dev"} <= extras
+    for extra in ("cpu", "gpu"):
+        brought = [line for line in metadata.splitlines() if line.endswith(f'extra == "{extra}"')]
+        assert any("iekd-compress[search]" in line for line in brought), "the main command searches"
     plain = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra" not in line]
     assert not [line for line in plain if "onnxruntime" in line], "the runtime is the user's choice: [cpu] or [gpu]"
 
@@ -112,8 +115,9 @@ DOCUMENTED = [
 def test_documented_commands_take_the_options_that_they_show(document: str, line: str) -> None:
     """Every command in the documents is understood: parsed with its options, without running the job."""
     code = (
-        "import sys; from iekd.compress import cli\n"
-        "cli._run = lambda settings, config_file, until: (_ for _ in ()).throw(SystemExit(77))\n"
+        "import sys; from iekd.compress import cli, config\n"
+        "config.read_config_file = lambda _: {}\n"
+        "cli._run = cli.run_search = lambda *_, **__: sys.exit(77)\n"
         "sys.argv = sys.argv[1:]; cli.main()"
     )
     words = shlex.split(line)

@@ -6,6 +6,8 @@ measured once for a machine and kept in ``$XDG_CACHE_HOME/iekd-compress/latency`
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 import tempfile
@@ -21,16 +23,18 @@ from torch import nn
 from iekd.compress.config import RunConfig
 from iekd.compress.data import default_cache_dir
 from iekd.compress.measure import open_session, threads
+from iekd.compress.one_measurement import one_measurement
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.searching.space import Candidate, identity_of
 from iekd.compress.targets import TARGETS
-from iekd.compress.variants import precisions_asked
+from iekd.compress.variants import precisions_asked, unreachable
+from iekd.deploy.backends import Array, Session
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.export import sketch_onnx
 from iekd.deploy.fingerprint import fingerprint
-from iekd.errors import InputError, VerificationError
+from iekd.errors import IekdError, InputError, VerificationError
 from iekd.files import write_json
 from iekd.models.checkpoint import load_artefact
 from iekd.models.registry import build, is_artefact, resolve
@@ -40,7 +44,12 @@ SECONDS = 0.3
 IMAGES = 32
 
 Entry = dict[str, Any]
-"""``{"latency": {precision: milliseconds}}``, or ``{"refused": why}``."""
+"""``{"latency": {precision: milliseconds}}``, with ``"left_out": {precision: why}`` where one cannot be had, or
+``{"refused": why}``."""
+
+
+class _LeftOutError(Exception):
+    """One precision of a network cannot be had; its message says why."""
 
 
 class LatencyTable:
@@ -49,10 +58,12 @@ class LatencyTable:
     Args:
         config: target, threads, precision and the settings of pruning.
         classes: of the data.
+        note: is told, in a line, when another measurement on this machine is waited for.
     """
 
-    def __init__(self, config: RunConfig, classes: int) -> None:
+    def __init__(self, config: RunConfig, classes: int, note: Callable[[str], None] = lambda _: None) -> None:
         self.config, self.classes = config, classes
+        self.note = functools.cache(note)  # once: beside another worker it would be every second candidate
         self.machine = machine_key(config)
         self.path = default_cache_dir() / "latency" / f"{config.target}-{self.machine}.json"
 
@@ -68,12 +79,18 @@ class LatencyTable:
         kept, found = self._read(), {}
         for number, candidate in enumerate(candidates):
             key = self._key(candidate)
-            if key not in kept:
-                kept[key] = self._measure(candidate)
-                self._add(key, kept[key])
-            found[candidate] = kept[key]
-            progress(number + 1, f"{candidate.name}: {describe(kept[key])}")
+            found[candidate] = kept[key] if key in kept else self._measured_alone(key, candidate)
+            progress(number + 1, f"{candidate.name}: {describe(found[candidate])}")
         return found
+
+    def _measured_alone(self, key: str, candidate: Candidate) -> Entry:
+        """A new entry, measured while nothing else is; or what another worker has found in the meantime."""
+        with one_measurement(self.note):
+            if entry := self._read().get(key):
+                return entry
+            entry = self._measure(candidate)
+            self._add(key, entry)
+            return entry
 
     def _key(self, candidate: Candidate) -> str:
         config = self.config
@@ -85,14 +102,16 @@ class LatencyTable:
         return f"{candidate.student} {own} {how} size={candidate.size} classes={self.classes} {precisions}"
 
     def _precisions(self) -> tuple[str, ...]:
-        """Those that are measured here; a board's files run there alone."""
-        return () if TARGETS[self.config.target].on_board else precisions_asked(self.config)
+        """Those that are measured here: a board's files run there alone, and this GPU may lack some."""
+        if TARGETS[self.config.target].on_board:
+            return ()
+        return tuple(name for name in precisions_asked(self.config) if not unreachable(self.config, name))
 
     def _measure(self, candidate: Candidate) -> Entry:
         try:
             network = self._network(candidate)
             with tempfile.TemporaryDirectory(prefix="iekd-search-") as folder:
-                return {"latency": self._latencies(network, candidate, Path(folder))}
+                return self._measured(network, candidate.size, Path(folder))
         except (InputError, VerificationError) as error:
             return {"refused": error.message}
 
@@ -114,39 +133,60 @@ class LatencyTable:
             )
             return cut.network.eval()
 
-    def _latencies(self, network: nn.Module, candidate: Candidate, folder: Path) -> dict[str, float]:
-        random = np.random.default_rng(0)
-        noise = random.standard_normal((IMAGES, 3, candidate.size, candidate.size)).astype(np.float32)
-        labels = np.arange(IMAGES, dtype=np.int64) // 2 % 2
+    def _measured(self, network: nn.Module, size: int, folder: Path) -> Entry:
+        noise = np.random.default_rng(0).standard_normal((IMAGES, 3, size, size)).astype(np.float32)
         source = folder / "fp32.onnx"
-        sketch_onnx(network, source, candidate.size)
-        files = {"fp32": source}
-        for precision in self._precisions():
-            settings = QuantizeSettings(
-                calibration_images=IMAGES // 2,
-                methods=("minmax",),
-                max_drop=None,
-                target=self.config.target,
-                threads=threads(self.config),
-                latency_seconds=SECONDS,
-            )
+        sketch_onnx(network, source, size)
+        left_out: dict[str, str] = {}
+        with contextlib.ExitStack() as stack:
+            sessions = {"fp32": stack.enter_context(contextlib.closing(open_session(self.config, source)))}
+            for precision in self._precisions():
+                try:
+                    session = self._in_precision(precision, source, noise)
+                except _LeftOutError as error:
+                    left_out[precision] = str(error)
+                    continue
+                sessions[precision] = stack.enter_context(contextlib.closing(session))
+            run = measure_latency(sessions, noise, folder=folder, seconds=SECONDS)
+        latency = {precision: run.latency[precision].median.value for precision in sessions}
+        return {"latency": latency, **({"left_out": left_out} if left_out else {})}
+
+    def _in_precision(self, precision: str, source: Path, noise: Array) -> Session:
+        """The file in another precision, opened.
+
+        Raises:
+            _LeftOutError: a run would leave the precision out, and go on with the others.
+            IekdError: a run would end.
+        """
+        labels = np.arange(IMAGES, dtype=np.int64) // 2 % 2
+        settings = QuantizeSettings(
+            calibration_images=IMAGES // 2,
+            methods=("minmax",),
+            max_drop=None,
+            target=self.config.target,
+            threads=threads(self.config),
+            latency_seconds=SECONDS,
+        )
+        try:
             made = quantize(
                 source,
-                folder / f"{precision}.onnx",
+                source.with_name(f"{precision}.onnx"),
                 scheme=TARGETS[self.config.target].schemes[precision],
                 images=noise[::2],
                 labels=labels[::2],
                 held_out=(noise[1::2], labels[1::2]),
                 settings=settings,
             )
-            files[precision] = made.file
-        sessions = {precision: open_session(self.config, path) for precision, path in files.items()}
+        except VerificationError as error:
+            if self.config.precision != "best":
+                raise
+            raise _LeftOutError(error.message) from error
         try:
-            run = measure_latency(sessions, noise, folder=folder, seconds=SECONDS)
-        finally:
-            for session in sessions.values():
-                session.close()
-        return {precision: run.latency[precision].median.value for precision in sessions}
+            return open_session(self.config, made.file)
+        except IekdError as error:
+            if not TARGETS[self.config.target].runs_engines:
+                raise
+            raise _LeftOutError(error.message) from error
 
     def _read(self) -> dict[str, Entry]:
         try:
@@ -176,4 +216,5 @@ def describe(entry: Entry) -> str:
     """An entry in a few words."""
     if "refused" in entry:
         return f"cannot be used: {entry['refused']}"
-    return ", ".join(f"{precision} {value:.3g} ms" for precision, value in entry["latency"].items())
+    figures = [f"{precision} {value:.3g} ms" for precision, value in entry["latency"].items()]
+    return ", ".join([*figures, *(f"no {precision}" for precision in entry.get("left_out", ()))])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from iekd.compress.config import RunConfig
 from iekd.compress.searching.latency_table import Entry
 from iekd.compress.searching.space import Candidate
@@ -40,6 +42,8 @@ class Point(Record):
     accuracy: Interval
     latency: Interval
     """Median, milliseconds."""
+    warnings: list[str] = Field(default=[])
+    """What the latency's measurement says against itself."""
     run: str
     """Run folder, relative to the study's; on ``host``."""
     file: str
@@ -109,6 +113,7 @@ def points_of(
             retained=model.accuracy.top1.value / reference,
             accuracy=model.accuracy.top1,
             latency=model.latency.median,
+            warnings=model.latency.warnings,
             run=run,
             file=model.file,
             host=host,

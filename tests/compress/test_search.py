@@ -17,7 +17,7 @@ from small import search_settings as tiny
 from typer.testing import CliRunner
 
 from iekd.compress.cli import app
-from iekd.compress.config import make_config
+from iekd.compress.config import RunConfig, make_config
 from iekd.compress.observer import Observer
 from iekd.compress.search import limits_of, search
 from iekd.compress.searching import latency_table
@@ -134,6 +134,40 @@ def test_a_latency_that_nothing_meets_trains_nothing(tmp_path: Path) -> None:
     assert "None is fast enough" in outcome.sentence
     assert not (tmp_path / "study" / "teachers").exists()
     assert "too slow" in (tmp_path / "study" / "search.html").read_text()
+
+
+class BegunError(Exception):
+    """A run was about to begin."""
+
+
+@pytest.mark.parametrize(
+    ("students", "refused", "beside"),
+    [
+        ("flat,student", "", "student"),  # without a feature map there is nothing to tap
+        ("wide,student", "wide", "student"),  # as the table has it
+        ("student,flat", "", "student"),
+    ],
+)
+def test_the_teacher_is_trained_beside_the_first_student_that_can_be(
+    students: str, refused: str, beside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(_: LatencyTable, candidate: Candidate) -> dict[str, Any]:
+        return {"refused": "no"} if candidate.student.endswith(f":{refused}") else {"latency": {"fp32": 1.0}}
+
+    def begin(config: RunConfig, *_: Any, **__: Any) -> None:
+        raise BegunError(config.student)
+
+    monkeypatch.setattr(LatencyTable, "_measure", measure)
+    monkeypatch.setattr("iekd.compress.search.run_stages", begin)
+    named = ",".join(f"tiny_networks:{name}" for name in students.split(","))
+    with pytest.raises(BegunError, match=f"tiny_networks:{beside}"):
+        search(tiny(tmp_path, student=named, min_retained=0.01), OWN)
+
+
+def test_where_no_student_can_follow_no_teacher_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no module whose output is a feature map"):
+        search(tiny(tmp_path, student="tiny_networks:flat,tiny_networks:student", tap="9", min_retained=0.01), OWN)
+    assert not (tmp_path / "teachers" / "16px").exists()
 
 
 def invoke(*flags: str) -> Any:
