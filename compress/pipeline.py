@@ -135,7 +135,7 @@ def _training(
     pruning: dict[str, Callable[[], dict[str, Any]]] = {}
     if job.config.prune:
         pruning["prune"] = lambda: folder.stage(
-            "prune", ["pruned"], lambda: prune_student(plan, job, load_teacher(job, teacher), student)
+            "prune", ["pruned"], lambda: prune_student(plan, job, folder.once, load_teacher(job, teacher), student)
         )
     if is_mutual(job.config.objective):
         return {
@@ -237,7 +237,7 @@ def _plan(
         rehearse(config, plan, len(data.classes), teacher, student)
         return plan_to_json(plan)
 
-    return plan_from_json(folder.stage("plan", [], work))
+    return plan_from_json(folder.stage("plan", [], work, one_process=True))
 
 
 def _name(network: nn.Module) -> str:
