@@ -186,7 +186,8 @@ CHOICES = {
 }
 
 FREE_TO_CHANGE = {"out", "min_retained", "max_latency", "workers"}
-"""Settings that a resumed run may change: they do not touch what was trained or measured."""
+"""Settings that a resumed run may change: they do not touch what was trained or measured.  Which of the measured
+files ships is chosen anew."""
 
 
 def make_config(values: dict[str, Any]) -> RunConfig:
