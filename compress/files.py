@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iekd.compress.config import parse_latency
 from iekd.compress.data import load_data
 from iekd.compress.engines import some_arrays
 from iekd.compress.prune import Latency, Macs, Ratio, describe_gain, prune_artefact
@@ -12,6 +11,7 @@ from iekd.compress.pruning.latency import measure_networks, onnx_latency
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.targets import TARGETS
+from iekd.compress.texts import parse_latency
 from iekd.deploy.export import read_metadata
 from iekd.deploy.graph_checks import FLOAT_INSTEAD
 from iekd.deploy.openvino_format import refuse_openvino

@@ -21,6 +21,7 @@ from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.graph_checks import float_layers, is_quantized, require_tensorrt_graph
+from iekd.deploy.openvino_format import has_quantized_layer
 from iekd.deploy.results import Accuracy
 from iekd.errors import VerificationError, unknown_name
 from iekd.files import atomic_file
@@ -166,17 +167,23 @@ class Comparison:
     def ship(self, path: Path, output: Path) -> Path:
         """Check the winner's graph and put it in its place, with our metadata."""
         if path.suffix != ".onnx":
+            if not has_quantized_layer(path):
+                raise _nothing_quantized(path)
             for suffix in (".bin", path.suffix):
                 with atomic_file(output.with_suffix(suffix)) as temporary:
                     shutil.copyfile(path.with_suffix(suffix), temporary)
             return output.with_suffix(path.suffix)
         model = onnx.load(str(path))
         if not is_quantized(model):
-            raise VerificationError(
-                f"{path.stem} left every layer of the network in float.", "Its layers may be too narrow; ship fp16."
-            )
+            raise _nothing_quantized(path)
         if self.scheme.library_keeps:
             self.kept = (*self.kept, *(name for name in float_layers(model) if name not in self.kept))
         if self.scheme.tensorrt:
             require_tensorrt_graph(model, self.kept)
         return precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
+
+
+def _nothing_quantized(path: Path) -> VerificationError:
+    return VerificationError(
+        f"{path.stem} left every layer of the network in float.", "Its layers may be too narrow; ship fp16."
+    )

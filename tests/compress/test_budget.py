@@ -299,6 +299,11 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     assert {path.stem for path in (place / "models").iterdir()} == {"fp32", *made}
 
 
+FP8_ON_ORIN = (
+    r"jetson-orin has no fp8: its GPU is SM 8\.7, fp8 needs SM 8\.9 or later\.  Choose one of fp16, int8, bf16\."
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -316,7 +321,8 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
             InputError,
             "measured on the board",
         ),
-        ({"target": "jetson-orin", "precision": "fp8"}, InputError, "precision of jetson-orin 'fp8'"),
+        ({"target": "jetson-orin", "precision": "fp8"}, InputError, f"^{FP8_ON_ORIN}$"),
+        ({"target": "cpu", "precision": "fp8"}, InputError, "^cpu has no fp8"),
         ({"target": "cpu", "precision": "fp16"}, InputError, "precision of cpu 'fp16'"),
         ({"precision": "int4"}, InputError, "unknown --precision 'int4'"),
         ({"target": "tensorrt"}, EnvironmentMissingError, "TensorRT"),
