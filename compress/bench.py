@@ -14,7 +14,7 @@ from rich.table import Table
 
 from iekd.compress import bench_tables
 from iekd.compress.data import ImageData, load_data
-from iekd.compress.views import ViewDataset, auto_workers, plain_loader
+from iekd.compress.views import val_batches
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.benchmark import LatencyRun, measure_latency
@@ -115,7 +115,7 @@ def _judge(path: Path, session: Session, images: ImageData, data: str, count: in
             f"{path} knows {len(metadata.classes)} classes, {data} has {len(images.classes)} others.",
             "Give --data that it was made for.",
         )
-    accuracy, _ = measure_accuracy(session, _batches(images, metadata.preprocessing), images.classes)
+    accuracy, _ = measure_accuracy(session, val_batches(images, metadata.preprocessing), images.classes)
     return _Opened(path, session, _some(images, metadata.preprocessing, count), accuracy)
 
 
@@ -211,9 +211,3 @@ def _names(paths: list[Path]) -> dict[str, Path]:
 def _some(data: ImageData, preprocessing: Preprocessing, count: int) -> Any:
     chosen = np.arange(count) % len(data.val)
     return np.stack([preprocessing(data.val[int(index)][0]) for index in chosen])
-
-
-def _batches(data: ImageData, preprocessing: Preprocessing) -> Any:
-    dataset = ViewDataset(data.val, preprocessing, "none", 0)
-    for sample in plain_loader(dataset, batch_size=64, workers=auto_workers(data)):
-        yield np.asarray(sample.image), np.asarray(sample.target)

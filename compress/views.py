@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from iekd.compress.augment import preset
 from iekd.compress.data import ImageData
 from iekd.compress.datasets.source import ImageSource
+from iekd.deploy.backends import Array
 from iekd.errors import InputError
 from iekd.models.preprocessing import Preprocessing
 
@@ -122,6 +124,13 @@ def train_loader(
 def plain_loader(dataset: ViewDataset, *, batch_size: int, workers: int, view: int = PLAIN) -> DataLoader[Sample]:
     """Every image once, in order, as one view; not augmented where none is named."""
     return _loader(dataset, _Views(np.arange(len(dataset)), view), batch_size, workers, drop_last=False)
+
+
+def val_batches(data: ImageData, preprocessing: Preprocessing) -> Iterator[tuple[Array, NDArray[np.int64]]]:
+    """All validation images in order, float32 (N, 3, size, size), and their class indices (N,)."""
+    dataset = ViewDataset(data.val, preprocessing, "none", 0)
+    for sample in plain_loader(dataset, batch_size=64, workers=auto_workers(data)):
+        yield np.asarray(sample.image), np.asarray(sample.target)
 
 
 def auto_workers(data: ImageData) -> int:

@@ -160,9 +160,7 @@ class Comparison:
 
     def open(self, path: Path) -> Session:
         """A candidate as a session of the scheme's backend."""
-        if not self.scheme.timed:  # as the target computes; this processor may saturate
-            return ReferenceSession(path, threads=self.settings.threads)
-        return get_backend(self.scheme.backend).load(path, threads=self.settings.threads)
+        return open_file(self.scheme, path, self.settings.threads)
 
     def ship(self, path: Path, output: Path) -> Path:
         """Check the winner's graph and put it in its place, with our metadata."""
@@ -181,6 +179,13 @@ class Comparison:
         if self.scheme.tensorrt:
             require_tensorrt_graph(model, self.kept)
         return precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
+
+
+def open_file(scheme: Scheme, path: Path, threads: int) -> Session:
+    """A file of ``scheme`` as a session that computes as the target does; this processor may saturate."""
+    if not scheme.timed:
+        return ReferenceSession(path, threads=threads)
+    return get_backend(scheme.backend).load(path, threads=threads)
 
 
 def _nothing_quantized(path: Path) -> VerificationError:
