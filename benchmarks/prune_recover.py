@@ -22,12 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from iekd import __version__, run
-from iekd.compress.prune import Macs, prune_artefact
+from iekd.compress.prune import SCOPES, Macs, prune_artefact
+from iekd.compress.pruning.criteria import CRITERIA
 from iekd.deploy.backends import get_backend
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.results import Report
+from iekd.errors import InputError
 from iekd.files import atomic_file
+from iekd.models.checkpoint import read_description
 
 RECOVERIES = {"ie-kd": "ie-ft+kd", "kd": "kd", "fine-tuning": "ce"}
 
@@ -43,7 +46,7 @@ class Outcome:
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments = read_arguments()
     root: Path = arguments.folder
     common = {
         "data": arguments.data,
@@ -78,15 +81,7 @@ def _recover(arguments: argparse.Namespace, common: dict[str, object]) -> Iterat
             student, report = root / "base" / "student", None
             for step in range(1, arguments.steps + 1):
                 pruned = root / f"pruned-{fewer:.0%}-{recovery}-{step}"
-                if not (pruned / "model.json").is_file():
-                    prune_artefact(
-                        student,
-                        pruned,
-                        goal=Macs(share),
-                        criterion=arguments.criterion,
-                        scope=arguments.scope,
-                        round_to=arguments.round_to,
-                    )
+                prune_once(student, pruned, share, arguments)
                 folder = root / f"recovered-{fewer:.0%}-{recovery}-{step}"
                 report = run(
                     str(root / "base" / "teacher"),
@@ -100,6 +95,22 @@ def _recover(arguments: argparse.Namespace, common: dict[str, object]) -> Iterat
                 student = folder / "student"
             assert report is not None
             yield Outcome(fewer, recovery, folder, report)
+
+
+def prune_once(source: Path, target: Path, share: float, arguments: argparse.Namespace) -> None:
+    """Prune into ``target``, unless an earlier start did; one that pruned otherwise is refused."""
+    how = {name: getattr(arguments, name) for name in ("criterion", "scope", "round_to")}
+    if not (target / "model.json").is_file():
+        prune_artefact(source, target, goal=Macs(share), **how)
+        return
+    done = read_description(target)["facts"]["pruning"][-1]
+    asked = {**how, "goal": {"fewer_macs": share}}
+    if other := [name for name, value in asked.items() if done[name] != value]:
+        name = other[0]
+        raise InputError(
+            f"{target} was pruned otherwise: its {name} was {done[name]} and is {asked[name]}.",
+            "Give another folder, or the settings of then.",
+        )
 
 
 def _finish(root: Path, base: Report, outcomes: list[Outcome], arguments: argparse.Namespace) -> None:
@@ -157,7 +168,7 @@ def _finish(root: Path, base: Report, outcomes: list[Outcome], arguments: argpar
     )
 
 
-def _arguments() -> argparse.Namespace:
+def read_arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where everything is kept; the same folder resumes")
     parser.add_argument("--teacher", default="resnet18")
@@ -169,8 +180,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8, help="of every recovery, all steps together")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--criterion", default="group-norm")
-    parser.add_argument("--scope", default="uniform")
+    criteria = [name for name in CRITERIA if name != "taylor"]
+    parser.add_argument("--criterion", default="group-norm", choices=criteria, help="taylor is none: it needs batches")
+    parser.add_argument("--scope", default="uniform", choices=SCOPES)
     parser.add_argument("--round-to", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -178,7 +190,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--train-limit", type=int, default=None)
     parser.add_argument("--recovery-limit", type=int, help="training images of every recovery, where fewer than before")
     parser.add_argument("--val-limit", type=int, default=None)
-    return parser.parse_args()
+    return parser.parse_args(given)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from iekd.compress.targets import TARGETS
+from iekd.compress.texts import parse_latency, slug
 from iekd.errors import InputError, unknown_name
 
 
@@ -35,6 +36,10 @@ _MAIN, _DATA, _TRAINING, _COMPRESS, _METHOD, _TARGET, _RUN = (
 Fraction = Annotated[float, Gt(0), Lt(1)]
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]
+
+
+MAX_DROP = 0.01
+"""Accuracy that a precision may lose where the settings leave it open."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,14 @@ class RunConfig:
         str,
         Option("fp32, fp16, bf16, int8, fp8, or best: all that the target has.", _COMPRESS),
     ] = "fp32"
-    max_drop: Annotated[float, Ge(0), Le(1), Option("Most accuracy that a precision may lose.", _COMPRESS)] = 0.01
+    max_drop: Annotated[
+        float | None,
+        Ge(0),
+        Le(1),
+        Option(
+            "Most accuracy that a precision may lose; layers stay in float until it holds.  Default: 0.01.", _COMPRESS
+        ),
+    ] = None
     qat: Annotated[str, Option("Train under simulated int8: auto (where it loses more), always, never.", _COMPRESS)] = (
         "auto"
     )
@@ -141,12 +153,22 @@ class RunConfig:
         if self.out is not None:
             return Path(self.out)
         parts = (self.teacher, self.student, self.data)
-        return Path("runs") / "-".join(_slug(part) for part in parts)
+        return Path("runs") / "-".join(slug(part) for part in parts)
 
     @property
     def max_latency_ms(self) -> float | None:
         """``max_latency`` in milliseconds."""
         return None if self.max_latency is None else parse_latency(self.max_latency)
+
+    @property
+    def drop_limit(self) -> float:
+        """Most accuracy that a precision may lose, 0..1."""
+        return MAX_DROP if self.max_drop is None else self.max_drop
+
+    @property
+    def enforces_drop(self) -> bool:
+        """Whether layers stay in float until that holds: with ``best``, and where the limit was given."""
+        return self.precision == "best" or self.max_drop is not None
 
     @property
     def prune_share(self) -> float:
@@ -186,7 +208,8 @@ CHOICES = {
 }
 
 FREE_TO_CHANGE = {"out", "min_retained", "max_latency", "workers"}
-"""Settings that a resumed run may change: they do not touch what was trained or measured."""
+"""Settings that a resumed run may change: they do not touch what was trained or measured.  Which of the measured
+files ships is chosen anew."""
 
 
 def make_config(values: dict[str, Any]) -> RunConfig:
@@ -266,24 +289,6 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_latency(text: str) -> float:
-    """``2ms``, ``1500us`` or ``0.002s`` in milliseconds; a bare number is milliseconds.
-
-    Raises:
-        InputError: not a positive duration.
-    """
-    cleaned = text.strip().lower().replace(" ", "").replace("µs", "us")
-    units = {"ms": 1.0, "us": 1e-3, "s": 1e3, "": 1.0}
-    unit = next(unit for unit in units if cleaned.endswith(unit))
-    try:
-        value = float(cleaned.removesuffix(unit)) * units[unit]
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise InputError(f"--max-latency '{text}' is not a duration.", "Write it as 2ms, 800us or 0.002s.")
-    return value
-
-
 def _stages(name: str, text: str) -> tuple[int | str, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):
@@ -292,8 +297,3 @@ def _stages(name: str, text: str) -> tuple[int | str, ...]:
             "Give numbers such as -1 (the last) or -2,-1, names such as layer3, or auto.",
         )
     return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)
-
-
-def _slug(text: str) -> str:
-    tail = text.rstrip("/").rsplit("/", 1)[-1]
-    return "".join(character if character.isalnum() or character in "._" else "_" for character in tail)

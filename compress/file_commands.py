@@ -27,9 +27,13 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         calibration_images: Annotated[
             int | None, typer.Option(min=1, help="Training images to calibrate on.  Default: 256, or half of them.")
         ] = None,
+        seed: Annotated[int, typer.Option(min=0, help="Of the choice of these images.")] = 0,
         debug: Debug = False,
     ) -> None:
-        """Quantise a file as its target wants it; the best of several libraries' ways, on held-out images."""
+        """Quantise a file as its target wants it; the best of several libraries' ways, on held-out training images.
+
+        The accuracy that is told, of both files, is that on the validation images.
+        """
         from iekd.compress.files import quantize_file
 
         with out.status("trying"):
@@ -41,6 +45,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
                 target=target,
                 max_drop=max_drop,
                 calibration_images=calibration_images,
+                seed=seed,
             )
         out.print(f"[green]✓[/] {note}", highlight=False, soft_wrap=True)
 
@@ -50,10 +55,19 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pruned artefact.")],
         fewer_macs: Annotated[float | None, typer.Option(help="Share of the MACs to remove.")] = None,
         ratio: Annotated[float | None, typer.Option(help="Share of the channels to remove.")] = None,
-        max_latency: Annotated[str | None, typer.Option(help="Prune until it takes this, such as 1.5ms.")] = None,
+        max_latency: Annotated[
+            str | None,
+            typer.Option(help="Prune until it takes this, such as 1.5ms, as a run for --target measures."),
+        ] = None,
         criterion: Annotated[str, typer.Option(help="group-norm, magnitude or bn-scale.")] = "group-norm",
         scope: Annotated[str, typer.Option(help="uniform or global.")] = "uniform",
-        round_to: Annotated[int, typer.Option(min=1, help="Widths become multiples of it.")] = 8,
+        round_to: Annotated[
+            int | None, typer.Option(min=1, help="Widths become multiples of it.  Default: as --target likes.")
+        ] = None,
+        target: Annotated[str, typer.Option(help="What the network is for; its runtime measures.")] = "cpu",
+        threads: Annotated[
+            int | None, typer.Option(min=1, help="Threads to measure with.  Default: this machine's cores.")
+        ] = None,
         debug: Debug = False,
     ) -> None:
         """Prune an artefact, without recovery: give it to --student to train it again under a teacher."""
@@ -62,5 +76,6 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         goals: dict[str, Any] = {"fewer_macs": fewer_macs, "ratio": ratio, "max_latency": max_latency}
         if sum(goal is not None for goal in goals.values()) != 1:
             raise InputError("one goal is needed.", "Give --fewer-macs, --ratio or --max-latency.")
-        note = prune_file(artefact, output, **goals, criterion=criterion, scope=scope, round_to=round_to)
+        how: dict[str, Any] = {"criterion": criterion, "scope": scope, "round_to": round_to}
+        note = prune_file(artefact, output, **goals, **how, target=target, threads=threads)
         out.print(f"[green]✓[/] {output}  {note}", highlight=False, soft_wrap=True)

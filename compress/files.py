@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from iekd.compress.config import parse_latency
-from iekd.compress.data import load_data
-from iekd.compress.engines import some_arrays
+import numpy as np
+
+from iekd.compress.data import ImageData, load_data
+from iekd.compress.datasets.source import Labels
+from iekd.compress.datasets.splits import balanced_subset
+from iekd.compress.precisions import scheme_of
 from iekd.compress.prune import Latency, Macs, Ratio, describe_gain, prune_artefact
-from iekd.compress.pruning.latency import measure_networks, onnx_latency
-from iekd.compress.quantize import QuantizeSettings, quantize
+from iekd.compress.pruning.latency import measure_networks
+from iekd.compress.pruning.share import target_latency
+from iekd.compress.quantize import QuantizeSettings, open_pair, quantize
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.targets import TARGETS
+from iekd.compress.texts import parse_latency
+from iekd.compress.views import plain_arrays
+from iekd.deploy.accuracy import measure_accuracy
+from iekd.deploy.backends import get_backend
 from iekd.deploy.export import read_metadata
 from iekd.deploy.graph_checks import FLOAT_INSTEAD
 from iekd.deploy.openvino_format import refuse_openvino
@@ -20,6 +32,8 @@ from iekd.models.checkpoint import load_artefact, read_description
 
 CALIBRATION_IMAGES = 256
 """What calibrates a file unless told otherwise."""
+JUDGING_IMAGES = 512
+"""At most so many other training images decide between ways to quantise."""
 
 
 def quantize_file(
@@ -31,10 +45,12 @@ def quantize_file(
     target: str,
     max_drop: float,
     calibration_images: int | None = None,
+    seed: int = 0,
 ) -> str:
     """Write ``model`` in another precision; returns what to tell the user.
 
-    Half of the training images that are read calibrate, the others judge.
+    Some training images calibrate, others decide between ways to do it; the accuracy that is told is that of both files
+    on the validation images, which decided nothing.
 
     Args:
         model: float32 ONNX file that a run wrote.
@@ -43,7 +59,9 @@ def quantize_file(
         precision: as the target has it.
         target: what the file is for.
         max_drop: most accuracy that may be lost, 0..1; layers stay in float until it holds.
-        calibration_images: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of what there is.
+        calibration_images: how many calibrate, balanced over the classes.  None: ``CALIBRATION_IMAGES``, or half of the
+            training images.
+        seed: of the choice of images.
 
     Raises:
         InputError: unknown target or precision, data of other classes, or what :func:`quantize` refuses.
@@ -51,53 +69,119 @@ def quantize_file(
     """
     if target not in TARGETS:
         raise unknown_name("target", target, TARGETS)
-    schemes = TARGETS[target].schemes
-    if precision not in schemes:
-        raise unknown_name(f"precision of {target}", precision, schemes)
+    scheme = scheme_of(precision, target)
     refuse_openvino(model, "quantisation", FLOAT_INSTEAD)
     images = load_data(data)
     if read_metadata(model).classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")
-    arrays, labels = some_arrays(images.train, model, 2 * max(calibration_images or 0, CALIBRATION_IMAGES))
-    count = calibration_images or min(CALIBRATION_IMAGES, len(labels[::2]))
-    settings = QuantizeSettings(calibration_images=count, max_drop=max_drop, target=target)
+    calibrating, judging = choose_numbers(images.train.targets, calibration_images, seed)
+    arrays, labels = _read(images.train, model, calibrating)
+    settings = QuantizeSettings(calibration_images=len(labels), seed=seed, max_drop=max_drop, target=target)
     made = quantize(
         model,
         output,
-        scheme=schemes[precision],
-        images=arrays[::2],
-        labels=labels[::2],
-        held_out=(arrays[1::2], labels[1::2]),
+        scheme=scheme,
+        images=arrays,
+        labels=labels,
+        held_out=_read(images.train, model, judging),
         settings=settings,
     )
     chosen = made.chosen
-    text = f"{made.file}  {chosen.recipe}, {chosen.method}: {made.before.top1.value:.2%} -> {made.after.top1.value:.2%}"
+    text = f"{made.file}  {chosen.recipe}, {chosen.method}: {_accuracies(model, made.file, scheme, images)}"
     if made.float_latency_ms is not None and chosen.latency_ms is not None:
         faster = "faster" if chosen.latency_ms < made.float_latency_ms else "NOT faster"
         text += f", {made.float_latency_ms:.3f} -> {chosen.latency_ms:.3f} ms ({faster})"
     if made.kept_float:
         text += f"; {name_layers(made.kept_float)}"
-    if calibration_images is None and count < CALIBRATION_IMAGES:
-        text += f"; calibrated on {count} images, half of what there is"
+    if calibration_images is None and len(labels) < CALIBRATION_IMAGES:
+        text += f"; calibrated on {len(labels)} images, half of what there is"
     return text
+
+
+def choose_numbers(targets: Sequence[int] | Labels, wanted: int | None, seed: int) -> tuple[Labels, Labels]:
+    """Numbers of the training images that calibrate, balanced over the classes, and of those that decide; shuffled.
+
+    Args:
+        targets: class indices of all (N,).
+        wanted: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of all.
+        seed: of the choice.
+
+    Raises:
+        InputError: none would be left to decide.
+    """
+    classes = np.asarray(targets)
+    there = len(classes)
+    count = wanted or min(CALIBRATION_IMAGES, max(1, there // 2))
+    if count >= there:
+        raise InputError(
+            f"{count} calibration images were asked for, and there are {there} training images, of which some others "
+            "decide between ways to quantise.",
+            f"Ask for at most {max(1, there // 2)}, or give more.",
+        )
+    random = np.random.default_rng(seed)
+    calibrating = balanced_subset(classes, count, seed, int(classes.max()) + 1)
+    rest = np.setdiff1d(np.arange(there), calibrating)
+    return random.permutation(calibrating), random.permutation(rest)[:JUDGING_IMAGES]
+
+
+def _read(source: Any, model: Path, numbers: Labels) -> tuple[Any, Labels]:
+    """Images of ``source`` as ``model`` takes them, float32 (N, 3, H, W), and their classes (N,)."""
+    preprocessing = read_metadata(model).preprocessing
+    pairs = [source[int(number)] for number in numbers]
+    return np.stack([preprocessing(image) for image, _ in pairs]), np.array([target for _, target in pairs], np.int64)
+
+
+def _accuracies(model: Path, made: Path, scheme: str, images: ImageData) -> str:
+    """Both files' accuracy on the validation images."""
+    preprocessing, found = read_metadata(model).preprocessing, []
+    for session in open_pair(model, made, scheme):
+        with contextlib.closing(session):
+            accuracy, _ = measure_accuracy(session, plain_arrays(images, preprocessing), images.classes)
+        found.append(f"{accuracy.top1.value:.2%}")
+    return f"{' -> '.join(found)} on {len(images.val)} validation images"
 
 
 def prune_file(
     source: Path,
-    target: Path,
+    output: Path,
     *,
     fewer_macs: float | None,
     ratio: float | None,
     max_latency: str | None,
     criterion: str,
     scope: str,
-    round_to: int,
+    round_to: int | None = None,
+    target: str = "cpu",
+    threads: int | None = None,
 ) -> str:
     """Prune one artefact into another by the one goal that is given; returns what was gained, measured.
 
+    Args:
+        source: the artefact.
+        output: folder of the pruned one.
+        fewer_macs: share of the multiply-accumulates to remove.
+        ratio: share of the channels to remove.
+        max_latency: such as 1.5ms, on the target's runtime as a run measures it.
+        criterion: all but ``taylor``, which needs images.
+        scope: uniform or global.
+        round_to: widths become multiples of it.  None: as the target likes them.
+        target: what the network is for; its runtime measures.
+        threads: of the measured sessions.  None: this machine's cores.
+
     Raises:
-        InputError: not an artefact, or what :func:`iekd.compress.prune.prune` refuses.
+        InputError: not an artefact, unknown target, a latency that is not measured here, or what
+            :func:`iekd.compress.prune.prune` refuses.
+        EnvironmentMissingError: the target's runtime cannot be used.
     """
+    if target not in TARGETS:
+        raise unknown_name("target", target, TARGETS)
+    if criterion == "taylor":
+        raise InputError(
+            "criterion taylor needs labelled images, and this command reads none.",
+            "Choose group-norm, magnitude or bn-scale, or prune in a run: --prune 0.5 --prune-criterion taylor.",
+        )
+    get_backend(TARGETS[target].backend).require()
+    cores = threads or len(os.sched_getaffinity(0))
     description = read_description(source)
     size, classes = int(description["preprocessing"]["size"]), len(description["classes"])
     goal: Ratio | Macs | Latency
@@ -107,9 +191,11 @@ def prune_file(
         goal = Ratio(ratio)
     else:
         assert max_latency is not None
-        goal = Latency(parse_latency(max_latency), onnx_latency(image_size=size, classes=classes))
-    made = prune_artefact(source, target, goal=goal, criterion=criterion, scope=scope, round_to=round_to)
+        goal = Latency(parse_latency(max_latency), target_latency(target, cores, image_size=size, classes=classes))
+    rounded = round_to or TARGETS[target].round_to
+    made = prune_artefact(source, output, goal=goal, criterion=criterion, scope=scope, round_to=rounded)
     networks = {"before": load_artefact(source).network.eval(), "after": made.network.eval()}
-    run = measure_networks(networks, image_size=size, classes=classes)
+    backend = TARGETS[target].backend
+    run = measure_networks(networks, image_size=size, classes=classes, backend=backend, threads=cores)
     medians = {name: latency.median for name, latency in run.latency.items()}
     return describe_gain(made.macs, made.parameters, medians["before"], medians["after"], run.ratio("before", "after"))

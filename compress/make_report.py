@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iekd import __version__
+from iekd.compress.choice import choose
 from iekd.compress.config import RunConfig, to_yaml
 from iekd.compress.diagnostics.finished_run import shipped
 from iekd.compress.engine_stage import read_engines
@@ -24,7 +25,7 @@ from iekd.files import sha256_of
 def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, ...], command: str) -> results.Report:
     """Stage ``report``: judge, and write ``report.json`` and ``report.html``."""
     measured = json.loads((job.folder / "benchmark" / "benchmark.json").read_text(encoding="utf-8"))
-    exported, ships = stages["export"]["result"], measured["ships"]
+    exported, ships = stages["export"]["result"], choose(job.config, measured["models"])
     engines = read_engines(job) if "engines" in stages else {}  # a run that an earlier version measured has none
     models = {
         name: _model_result(job, name, exported, entry, engines.get(name)) for name, entry in measured["models"].items()

@@ -26,7 +26,7 @@ from iekd.deploy.engine import check_precision
 from iekd.deploy.export import export_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.graph_checks import require_tensorrt_operators
-from iekd.deploy.results import Accuracy, Interval
+from iekd.deploy.results import Accuracy
 from iekd.deploy.statistics import ratio_of_accuracies
 from iekd.deploy.verify import compare, verify
 from iekd.files import sha256_of, write_json
@@ -89,10 +89,9 @@ def _export(config: RunConfig, source: tuple[Path, Any], images: Array, for_engi
 
 
 def benchmark(job: Job) -> dict[str, Any]:
-    """Stage ``benchmark``: accuracy and latency of all files, in one interleaved run; then choose what ships.
+    """Stage ``benchmark``: accuracy and latency of all files, in one interleaved run.
 
-    Of the student's files that keep the accuracy asked for, the fastest ships; where none does, the most accurate of
-    the float32 file and those that are faster than it.
+    Which of them ships hangs on limits that may change later: :func:`iekd.compress.choice.choose` says.
     """
     files = _runnable(job, exported_files(job))
     sessions = {file.name: _open(job, file) for file in files}
@@ -105,7 +104,6 @@ def benchmark(job: Job) -> dict[str, Any]:
     images = job.some_images(job.data.val, LATENCY_IMAGES)
     run = _latency(job, {**sessions, **_unpruned(job)}, images)
     retained = {name: ratio_of_accuracies(right, correct["teacher"]) for name, right in correct.items()}
-    ships = _choose(job.config, files, retained, run)
     models = {
         file.name: {
             "file": file.path,
@@ -119,10 +117,14 @@ def benchmark(job: Job) -> dict[str, Any]:
         }
         for file in files
     }
-    found = {"models": models, "ships": ships, "fingerprint": _fingerprint(job), **_gain(run)}
+    found = {"models": models, "fingerprint": _fingerprint(job), **_gain(run)}
     write_json(job.folder / "benchmark" / "benchmark.json", found)
-    median = run.latency[ships].median.value
-    return {"ships": models[ships]["file"], "note": f"{accuracy[ships].top1.value:.1%} at {median:.2f} ms ({ships})"}
+    students = [
+        f"{accuracy[name].top1.value:.1%} at {run.latency[name].median.value:.2f} ms ({name})"
+        for name in models
+        if name != "teacher"
+    ]
+    return {"note": ", ".join(students)}
 
 
 def _runnable(job: Job, files: list[File]) -> list[File]:
@@ -184,18 +186,6 @@ def _gain(run: LatencyRun) -> dict[str, Any]:
         return {}
     before, speedup = run.latency[UNPRUNED].median, run.ratio(UNPRUNED, "student")
     return {UNPRUNED: {"before": before.model_dump(), "speedup": speedup.model_dump()}}
-
-
-def _choose(config: RunConfig, files: list[File], retained: dict[str, Interval], run: LatencyRun) -> str:
-    students = [file.name for file in files if file.name != "teacher"]
-    if config.precision not in ("fp32", "best") and f"student-{config.precision}" in students:
-        return f"student-{config.precision}"
-    good = [name for name in students if retained[name].value >= config.min_retained]
-    medians = {name: run.latency[name].median.value for name in students}
-    if not good:  # what a slower precision has more of accuracy is rounding that happened to be lucky
-        worth = [name for name in students if name == "student" or medians[name] < medians["student"]]
-        return max(worth, key=lambda name: retained[name].value)
-    return min(good, key=medians.__getitem__)
 
 
 def _against_float(sessions: dict[str, Session], name: str, images: Array) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from iekd.compress.measure import benchmark, export_models, require_backend
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
+from iekd.compress.precisions import precisions_asked
 from iekd.compress.pruned_student import prune_student
 from iekd.compress.qat import train_quantized
 from iekd.compress.rehearsal import rehearse
@@ -32,7 +33,7 @@ from iekd.compress.targets import TARGETS
 from iekd.compress.teacher import make_teacher
 from iekd.compress.together import train_together
 from iekd.compress.variants import FOLDER as VARIANTS
-from iekd.compress.variants import make_variants, precisions_asked
+from iekd.compress.variants import make_variants
 from iekd.deploy.results import Report
 from iekd.errors import InputError
 
@@ -135,7 +136,7 @@ def _training(
     pruning: dict[str, Callable[[], dict[str, Any]]] = {}
     if job.config.prune:
         pruning["prune"] = lambda: folder.stage(
-            "prune", ["pruned"], lambda: prune_student(plan, job, load_teacher(job, teacher), student)
+            "prune", ["pruned"], lambda: prune_student(plan, job, folder.once, load_teacher(job, teacher), student)
         )
     if is_mutual(job.config.objective):
         return {
@@ -237,7 +238,7 @@ def _plan(
         rehearse(config, plan, len(data.classes), teacher, student)
         return plan_to_json(plan)
 
-    return plan_from_json(folder.stage("plan", [], work))
+    return plan_from_json(folder.stage("plan", [], work, one_process=True))
 
 
 def _name(network: nn.Module) -> str:

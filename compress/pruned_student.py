@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,8 +18,13 @@ from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.targets import TARGETS
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 
+CUT = "cut"
+"""Beside the checkpoint of its recovery, what a step left of the student: its widths hang on what was measured then."""
 
-def prune_student(plan: Plan, job: Job, teacher: nn.Module, given: str | nn.Module) -> dict[str, Any]:
+
+def prune_student(
+    plan: Plan, job: Job, once: Callable[[Callable[[], None]], None], teacher: nn.Module, given: str | nn.Module
+) -> dict[str, Any]:
     """Stage ``prune``: write the artefact ``pruned/``.
 
     Every step prunes what the step before left, to the same share of what remains, and is then distilled from the
@@ -25,42 +33,30 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module, given: str | nn.Modu
     Args:
         plan: learning rate and epochs.
         job: the run.
+        once: lets the main process do some work, while the others wait.
         teacher: trained, alone or together with the student.
         given: what the user named as student; a network given as an object is needed to read it back.
     """
     config = job.config
     own = dataclasses.replace(job, config=later_config(config))
-    artefact = load_artefact(job.folder / "student", None if isinstance(given, str) else given)
+    object_given = None if isinstance(given, str) else given
+    artefact = load_artefact(job.folder / "student", object_given)
     before = job.accuracy(artefact.network.to(job.device))
-    history: list[dict[str, Any]] = []
     epochs = config.prune_epochs or max(1, plan.epochs // 2)
     accuracies: list[float] = []
     curves: dict[str, list[float | None]] = {}
     for step in range(config.prune_steps):
-        network, size = artefact.network.cpu(), job.preprocessing.size
-        cut = prune(
-            network,
-            image_size=size,
-            goal=goal_of_share(config, config.prune_share, network, size, len(job.data.classes)),
-            criterion=config.prune_criterion,
-            scope=config.prune_scope,
-            round_to=TARGETS[config.target].round_to,
-            batches=_batches(job) if config.prune_criterion == "taylor" else None,
-        )
-        history.append({**cut.history, "macs": [cut.macs_before, cut.macs_after]})
-        schedule = Schedule(f"pruned{step}", plan.lr / 2, epochs)
-        recovery, _ = distill_network(cut.network, teacher, schedule, own)
+        name = f"pruned{step}"
+        folder = job.folder / "checkpoints" / name / CUT
+        once(functools.partial(_cut, artefact, folder, job))
+        artefact = load_artefact(folder, object_given)
+        recovery, _ = distill_network(artefact.network, teacher, Schedule(name, plan.lr / 2, epochs), own)
         curves = recovery.figures
-        artefact = dataclasses.replace(
-            artefact, network=cut.network, architecture=cut.architecture(artefact.architecture)
-        )
-        accuracies.append(job.accuracy(cut.network))
-    facts = {**artefact.facts, "accuracy": accuracies[-1], "pruning": history}
+        accuracies.append(job.accuracy(artefact.network))
+    history: list[dict[str, Any]] = artefact.facts["pruning"]
     if job.accelerator.is_main_process:
-        save_artefact(
-            job.folder / "pruned",
-            Artefact(artefact.network, artefact.architecture, job.data.classes, job.preprocessing, facts),
-        )
+        facts = {**artefact.facts, "accuracy": accuracies[-1]}
+        save_artefact(job.folder / "pruned", dataclasses.replace(artefact, facts=facts))
     macs = (history[0]["macs"][0], history[-1]["macs"][1])
     return {
         "accuracy": accuracies[-1],
@@ -72,6 +68,31 @@ def prune_student(plan: Plan, job: Job, teacher: nn.Module, given: str | nn.Modu
         "note": f"{1 - macs[1] / macs[0]:.0%} fewer MACs in {config.prune_steps} step(s), accuracy {before:.1%} -> "
         f"{accuracies[-1]:.1%}",
     }
+
+
+def _cut(artefact: Artefact, folder: Path, job: Job) -> None:
+    """Write what pruning by one step leaves to ``folder``, unless an earlier start did.
+
+    A latency is never measured twice alike, and neither are gradients on every device: a recovery goes on with the
+    very widths that it was begun with, and all processes train the same ones.
+    """
+    if (folder / "model.json").is_file():
+        return
+    config, network, size = job.config, artefact.network.cpu(), job.preprocessing.size
+    cut = prune(
+        network,
+        image_size=size,
+        goal=goal_of_share(config, config.prune_share, network, size, len(job.data.classes)),
+        criterion=config.prune_criterion,
+        scope=config.prune_scope,
+        round_to=TARGETS[config.target].round_to,
+        batches=_batches(job) if config.prune_criterion == "taylor" else None,
+    )
+    entry = {**cut.history, "macs": list(cut.macs)}
+    facts = {**artefact.facts, "pruning": [*artefact.facts.get("pruning", []), entry]}
+    facts.pop("accuracy", None)  # not known any more
+    architecture = cut.architecture(artefact.architecture)
+    save_artefact(folder, dataclasses.replace(artefact, network=cut.network, architecture=architecture, facts=facts))
 
 
 def _batches(job: Job) -> Any:

@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from iekd.compress.calibration import Calibration, Images, choose_images
 from iekd.compress.quantizers import SCHEMES
 from iekd.compress.quantizers.candidates import Candidate, QuantizeResult, QuantizeSettings
-from iekd.compress.quantizers.comparison import Comparison
+from iekd.compress.quantizers.comparison import Comparison, open_file
 from iekd.compress.quantizers.judge import Judge
 from iekd.compress.sensitivity import layer_names, relative_error
 from iekd.deploy import precision
-from iekd.deploy.backends import Array, get_backend
+from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.graph_checks import load_float
 from iekd.errors import InputError, VerificationError, unknown_name
 
-__all__ = ["CASTS", "Candidate", "QuantizeResult", "QuantizeSettings", "quantize"]
+__all__ = ["CASTS", "Candidate", "QuantizeResult", "QuantizeSettings", "open_pair", "quantize"]
 CASTS = ("fp16", "bf16")
 
 
@@ -80,6 +80,13 @@ def quantize(
         if against is not None:
             comparison.count_from(against)
         return comparison.run(output, scheme, start)
+
+
+def open_pair(source: Path, made: Path, scheme: str) -> tuple[Session, Session]:
+    """A float32 file and what :func:`quantize` made of it, as sessions that compute as the scheme's target does."""
+    if scheme in CASTS:
+        return get_backend("onnxruntime").load(source), precision.open_emulated(made)
+    return get_backend(SCHEMES[scheme].backend).load(source), open_file(SCHEMES[scheme], made, 0)
 
 
 def _cast(

@@ -15,11 +15,11 @@ from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
 from iekd.compress.plan import Plan
+from iekd.compress.precisions import grids_to_train, require_quantizers
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantizers.simulated import Simulated
 from iekd.compress.targets import TARGETS
-from iekd.compress.variants import grids_to_train, require_quantizers
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import Ensemble, member_names

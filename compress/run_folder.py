@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from iekd import __version__
-from iekd.compress.config import FREE_TO_CHANGE, RunConfig, flag, setting_defaults
+from iekd.compress.config import FREE_TO_CHANGE, MAX_DROP, RunConfig, flag, setting_defaults
 from iekd.compress.observer import Observer
 from iekd.errors import RunFolderError
 from iekd.files import disk_errors, sha256_of, write_json, write_text
@@ -200,6 +200,8 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 def _refuse_other_config(path: Path, state: dict[str, Any], settings: dict[str, Any], identity: dict[str, Any]) -> None:
     before, now = {**setting_defaults(), **state["config"]}, settings
+    if now["max_drop"] is None and before["max_drop"] == MAX_DROP:
+        before["max_drop"] = None  # an earlier version wrote the default
     keys = [key for key in now if key not in FREE_TO_CHANGE and before.get(key) != now[key]]
     if keys:
         changes = ", ".join(f"{flag(key)} was {before.get(key)} and is {now[key]}" for key in keys[:3])

@@ -6,6 +6,7 @@ keeps layers in float, or does not ship.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable
@@ -17,14 +18,25 @@ import numpy as np
 
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
+from iekd.compress.precisions import INSTALL, precisions_asked, require_quantizers
 from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.quantizers.candidates import name_layers
-from iekd.compress.quantizers.simulated import GRIDS, Grid
+from iekd.compress.quantizers.simulated import GRIDS
 from iekd.compress.targets import TARGETS
 from iekd.deploy.engine import check_precision
-from iekd.errors import EnvironmentMissingError, InputError, VerificationError, unknown_name
+from iekd.errors import InputError, VerificationError
 from iekd.files import write_json
 
+__all__ = [
+    "FOLDER",
+    "QAT_ARTEFACT",
+    "Variant",
+    "make_variants",
+    "precisions_asked",
+    "read_variants",
+    "require_quantizers",
+    "training_images",
+]
 FOLDER = "variants"
 QAT_ARTEFACT = f"{FOLDER}/qat"
 """The student trained under simulated INT8, where it was."""
@@ -49,66 +61,6 @@ class Variant:
         return f"student-{self.precision}"
 
 
-def precisions_asked(config: RunConfig) -> tuple[str, ...]:
-    """Beside fp32, the precisions to make.
-
-    Raises:
-        InputError: the target has not the one that was asked for.
-    """
-    has = tuple(TARGETS[config.target].schemes)
-    if config.precision == "fp32":
-        return ()
-    if config.precision == "best":
-        return has
-    if config.precision not in has:
-        raise unknown_name(f"precision of {config.target}", config.precision, ("fp32", "best", *has))
-    return (config.precision,)
-
-
-_NEEDS = {
-    "fp16": "onnxconverter_common",
-    "bf16": "onnxconverter_common",
-    "int8-openvino": "nncf",
-    "fp8-tensorrt": "modelopt",
-}
-_INSTALL = "pip install 'iekd-compress[quantize]'"
-
-
-def require_quantizers(config: RunConfig) -> None:
-    """Refuse, before anything is trained, precisions that cannot be made.
-
-    Raises:
-        InputError: a precision that the target has not, or ``--qat always`` without one that it serves.
-        EnvironmentMissingError: what they need is not installed.
-    """
-    asked = {precision: TARGETS[config.target].schemes[precision] for precision in precisions_asked(config)}
-    for precision, scheme in asked.items():
-        needed = _NEEDS.get(scheme)
-        if needed and importlib.util.find_spec(needed) is None:
-            how = "pip install nvidia-modelopt requests onnx-graphsurgeon lief"
-            raise EnvironmentMissingError(
-                f"{precision} for {config.target} needs {needed}, which is not installed.",
-                how if needed == "modelopt" else _INSTALL,
-            )
-    if config.qat != "always":
-        return
-    if not set(asked.values()) & set(GRIDS):
-        raise InputError(
-            f"--qat always trains for int8, which --precision {config.precision} of {config.target} does not make.",
-            "Add --precision int8 for a target that has it, or leave --qat out.",
-        )
-    if importlib.util.find_spec("nncf") is None:
-        raise EnvironmentMissingError("--qat needs NNCF, which is not installed.", _INSTALL)
-
-
-def grids_to_train(config: RunConfig) -> list[Grid]:
-    """Those for which the student may come to be trained: none where that was not asked for, or NNCF is missing."""
-    if config.qat == "never" or importlib.util.find_spec("nncf") is None:
-        return []
-    schemes = TARGETS[config.target].schemes
-    return [GRIDS[schemes[precision]] for precision in precisions_asked(config) if schemes[precision] in GRIDS]
-
-
 Once = Callable[[Callable[[], Any]], Any]
 """Lets the main process do some work, and gives the result to every process."""
 Train = Callable[[str], dict[str, Any]]
@@ -118,8 +70,9 @@ Train = Callable[[str], dict[str, Any]]
 def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     """Stage ``quantize``: ``variants/`` with a file for each precision asked for, but for those that lose too much.
 
-    With ``best`` a precision that loses more than ``max_drop`` on held-out images does not ship; layers stay in float
-    until it does.  A precision that was asked for by name is made in any case; that it loses too much is remarked.
+    With ``best``, and where ``max_drop`` was given, layers stay in float until a precision loses no more than that on
+    held-out images.  Where none suffice, ``best`` leaves it out; a precision that was asked for by name ships in any
+    case, and that it loses too much is remarked.
 
     Args:
         job: the run.
@@ -188,40 +141,55 @@ class _Maker:
 
     def discard(self, precision: str) -> None:
         """Remove what was tried on the way to a precision that does not ship."""
+        self.once(functools.partial(self._remove, precision))
 
-        def work() -> None:
-            for path in (self.job.folder / FOLDER).glob(f"student-{precision}.*"):
-                path.unlink()
-
-        self.once(work)
+    def _remove(self, precision: str) -> None:
+        for path in (self.job.folder / FOLDER).glob(f"student-{precision}.*"):
+            path.unlink()
 
     def _wanted(self, precision: str, scheme: str) -> tuple[QuantizeResult, dict[str, Any] | None]:
         """The result that ships, and what training did, where there was any."""
         config = self.job.config
-        enforce = config.precision == "best"
         if scheme not in GRIDS or config.qat == "never":
-            return self._quantized(precision, _STUDENT, enforce), None
+            return self._within_limit(precision, _STUDENT), None
         plain = self._quantized(precision, _STUDENT, enforce=False)
         if not self._worth_training(precision, plain):
-            enough = not enforce or plain.drop <= config.max_drop
-            return plain if enough else self._quantized(precision, _STUDENT, enforce), None
+            enough = not config.enforces_drop or plain.drop <= config.drop_limit
+            return plain if enough else self._within_limit(precision, _STUDENT), None
         record = self.train(scheme)
         self.training = {"epochs": record["epochs"], "curves": record.pop("curves")}
         after = self._quantized(precision, _TRAINED, enforce=False)
         better = after.drop <= plain.drop
         record |= {"drop_before": plain.drop, "drop_after": after.drop, "ships": better, "untrained": plain.to_json()}
         self._remark(precision, record)
-        if better and (not enforce or after.drop <= config.max_drop):
+        if better and (not config.enforces_drop or after.drop <= config.drop_limit):
             return after, record
-        return self._quantized(precision, _TRAINED if better else _STUDENT, enforce), record
+        return self._within_limit(precision, _TRAINED if better else _STUDENT), record
+
+    def _within_limit(self, precision: str, source: str) -> QuantizeResult:
+        """With as many layers in float as the limit needs, where it is enforced.
+
+        A precision by name for which none suffice ships as it is, all layers in it.
+
+        Raises:
+            VerificationError: as the quantisation does; of the limit only with ``best``, which leaves the file out.
+        """
+        config = self.job.config
+        try:
+            return self._quantized(precision, source, config.enforces_drop)
+        except VerificationError as error:
+            if config.precision == "best" or not config.enforces_drop:
+                raise
+            self.remarks.append(f"{precision}: {error.message}")
+            return self._quantized(precision, source, enforce=False)
 
     def _worth_training(self, precision: str, plain: QuantizeResult) -> bool:
         config = self.job.config
-        if config.qat == "auto" and plain.drop <= config.max_drop:
+        if config.qat == "auto" and plain.drop <= config.drop_limit:
             return False
         if importlib.util.find_spec("nncf") is None:
             self.remarks.append(
-                f"{precision} loses {plain.drop:.2%} and was not trained for: NNCF is not installed ({_INSTALL})."
+                f"{precision} loses {plain.drop:.2%} and was not trained for: NNCF is not installed ({INSTALL})."
             )
             return False
         return True
@@ -237,11 +205,13 @@ class _Maker:
         """What the file costs beside its training: layers that are not in the precision, a limit that does not hold."""
         if made.kept_float:
             self.remarks.append(f"{precision}: {name_layers(made.kept_float)}.")
-        limit = self.job.config.max_drop
-        if made.drop > limit:
+        config = self.job.config
+        if made.drop > config.drop_limit:
+            instead = "leave it out" if config.enforces_drop else "mend it or leave it out, --max-drop if given mend it"
             self.remarks.append(
-                f"{precision} loses {made.drop:.2%} of accuracy on held-out images, more than --max-drop {limit:g}: "
-                "it was asked for by name and ships in any case; --precision best would mend it or leave it out."
+                f"{precision} loses {made.drop:.2%} of accuracy on held-out images, more than --max-drop "
+                f"{config.drop_limit:g}: it was asked for by name and ships in any case; --precision best would "
+                f"{instead}."
             )
 
     def _quantized(self, precision: str, source: str, enforce: bool) -> QuantizeResult:
@@ -252,11 +222,12 @@ class _Maker:
             settings = QuantizeSettings(
                 calibration_images=min(256, len(self.labels[::2])),
                 seed=job.config.seed,
-                max_drop=job.config.max_drop,
+                max_drop=job.config.drop_limit,
                 enforce=enforce,
                 target=self.target.name,
                 threads=job.config.threads or 0,
             )
+            self._remove(precision)  # what was tried before may be in another format, under another name
             try:
                 return quantize(
                     folder / source,

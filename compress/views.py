@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from iekd.compress.augment import preset
 from iekd.compress.data import ImageData
 from iekd.compress.datasets.source import ImageSource
+from iekd.deploy.backends import Array
 from iekd.errors import InputError
 from iekd.models.preprocessing import Preprocessing
 
@@ -126,9 +127,7 @@ def plain_loader(dataset: ViewDataset, *, batch_size: int, workers: int, view: i
     return _loader(dataset, _Views(np.arange(len(dataset)), view), batch_size, workers, drop_last=False)
 
 
-def plain_arrays(
-    data: ImageData, preprocessing: Preprocessing
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+def plain_arrays(data: ImageData, preprocessing: Preprocessing) -> Iterator[tuple[Array, NDArray[np.int64]]]:
     """The validation images in order and batches, decoded as they are asked for: all of them may not fit into memory.
 
     Args:

@@ -14,6 +14,7 @@ from iekd.errors import EnvironmentMissingError, InputError
 
 SUFFIX = ".xml"
 SECTION = "iekd"
+LAYERS = ("Convolution", "GroupConvolution", "MatMul")
 INSTALL = "pip install 'iekd-compress[openvino]'"
 
 
@@ -46,6 +47,17 @@ def refuse_openvino(path: Path, who: str, instead: str) -> None:
     """
     if is_openvino(path):
         raise InputError(f"{path} is in OpenVINO's own format, which {who} does not read.", instead)
+
+
+def has_quantized_layer(path: Path) -> bool:
+    """Does any convolution or matrix product of an .xml file read quantised values?"""
+    import openvino
+
+    return any(
+        operator.get_type_name() in LAYERS
+        and any(value.get_node().get_type_name() == "FakeQuantize" for value in operator.input_values())
+        for operator in openvino.Core().read_model(path).get_ops()
+    )
 
 
 def write_entries(model: Any, entries: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,14 @@ from processes import run_script
 from small import environment_of
 
 TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS.parent / "benchmarks"))
+
+from prune_recover import prune_once, read_arguments  # noqa: E402
+
+from iekd.errors import InputError  # noqa: E402
+from iekd.models.checkpoint import Artefact, load_artefact, save_artefact  # noqa: E402
+from iekd.models.preprocessing import Preprocessing  # noqa: E402
+from iekd.models.registry import Architecture, build  # noqa: E402
 
 
 def recover(folder: Path) -> list[str]:
@@ -43,3 +52,31 @@ def test_each_recovery_gets_its_row_and_a_second_start_trains_nothing(tmp_path: 
     again = recover(tmp_path)
     assert again[-1] == first[-1]
     assert [file.stat().st_mtime_ns for file in weights] == trained
+
+
+def test_what_was_pruned_otherwise_is_refused_and_not_taken_for_this(tmp_path: Path) -> None:
+    architecture = Architecture("function", "tiny_networks:wide")
+    whole = Artefact(build(architecture, 2, 16), architecture, ("a", "b"), Preprocessing(size=16), {})
+    save_artefact(tmp_path / "whole", whole)
+
+    def prune(share: float, *flags: str) -> None:
+        prune_once(tmp_path / "whole", tmp_path / "cut", share, read_arguments([str(tmp_path), *flags]))
+
+    prune(0.5)
+    (first,) = load_artefact(tmp_path / "cut").facts["pruning"]
+    prune(0.5)
+    for share, flags, words in (
+        (0.5, ("--criterion", "magnitude"), "its criterion was group-norm and is magnitude"),
+        (0.5, ("--scope", "global"), "its scope was uniform and is global"),
+        (0.5, ("--round-to", "4"), "its round_to was 8 and is 4"),
+        (0.3, (), "its goal was"),
+    ):
+        with pytest.raises(InputError, match=words):
+            prune(share, *flags)
+    assert load_artefact(tmp_path / "cut").facts["pruning"] == [first]
+
+
+def test_a_criterion_that_needs_batches_is_refused_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_arguments(["out", "--criterion", "taylor"])
+    assert "invalid choice: 'taylor'" in capsys.readouterr().err

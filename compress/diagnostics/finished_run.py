@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from iekd.compress.choice import choose
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.distill import later_config, objective_settings
 from iekd.compress.objectives.catalogue import OBJECTIVES
@@ -62,8 +63,9 @@ def shipped(folder: Path, config: RunConfig) -> Shipped:
     measured = folder / "benchmark" / "benchmark.json"
     file, precision = "student", "fp32"
     if measured.is_file():
-        found = json.loads(measured.read_text(encoding="utf-8"))
-        file, precision = found["ships"], found["models"][found["ships"]]["precision"]
+        models = json.loads(measured.read_text(encoding="utf-8"))["models"]
+        file = choose(config, models)
+        precision = models[file]["precision"]
     variant = folder / VARIANTS / f"{file}.json"
     if variant.is_file() and (json.loads(variant.read_text(encoding="utf-8"))["qat"] or {}).get("ships"):
         return Shipped(QAT_ARTEFACT, QAT, later_config(config).objective, precision)

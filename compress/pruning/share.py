@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
 from iekd.compress.config import RunConfig
@@ -32,13 +34,28 @@ def goal_of_share(config: RunConfig, share: float, network: nn.Module, image_siz
         return Ratio(share)
     if config.prune_goal == "macs":
         return Macs(share)
-    target = TARGETS[config.target]
+    measure = target_latency(config.target, threads(config), image_size=image_size, classes=classes)
+    return Latency((1 - share) * measure(network.cpu().eval()), measure)
+
+
+def target_latency(name: str, threads: int, *, image_size: int, classes: int) -> Callable[[nn.Module], float]:
+    """Median milliseconds of a network's exported file on the runtime of the target ``name``.
+
+    Args:
+        name: one of ``TARGETS``.
+        threads: of the session.
+        image_size: height and width of the input, pixels.
+        classes: how many logits are put out.
+
+    Raises:
+        InputError: the target is a board, whose latency is not this machine's.
+    """
+    target = TARGETS[name]
     if target.on_board:
         raise InputError(
-            f"the latency of a file for {target.name} is measured on the board, not where it is pruned.",
-            "Leave --prune-goal at macs, and measure with `iekd-compress deploy`.",
+            f"the latency of a file for {name} is measured on the board, not where it is pruned.",
+            "Prune by a share of the MACs, and measure with `iekd-compress deploy`.",
         )
-    measure = onnx_latency(
-        image_size=image_size, classes=classes, backend=target.backend, threads=threads(config), seconds=SECONDS
+    return onnx_latency(
+        image_size=image_size, classes=classes, backend=target.backend, threads=threads, seconds=SECONDS
     )
-    return Latency((1 - share) * measure(network.cpu().eval()), measure)

@@ -21,6 +21,7 @@ from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.graph_checks import float_layers, is_quantized, require_tensorrt_graph
+from iekd.deploy.openvino_format import has_quantized_layer
 from iekd.deploy.results import Accuracy
 from iekd.errors import VerificationError, unknown_name
 from iekd.files import atomic_file
@@ -159,24 +160,35 @@ class Comparison:
 
     def open(self, path: Path) -> Session:
         """A candidate as a session of the scheme's backend."""
-        if not self.scheme.timed:  # as the target computes; this processor may saturate
-            return ReferenceSession(path, threads=self.settings.threads)
-        return get_backend(self.scheme.backend).load(path, threads=self.settings.threads)
+        return open_file(self.scheme, path, self.settings.threads)
 
     def ship(self, path: Path, output: Path) -> Path:
         """Check the winner's graph and put it in its place, with our metadata."""
         if path.suffix != ".onnx":
+            if not has_quantized_layer(path):
+                raise _nothing_quantized(path)
             for suffix in (".bin", path.suffix):
                 with atomic_file(output.with_suffix(suffix)) as temporary:
                     shutil.copyfile(path.with_suffix(suffix), temporary)
             return output.with_suffix(path.suffix)
         model = onnx.load(str(path))
         if not is_quantized(model):
-            raise VerificationError(
-                f"{path.stem} left every layer of the network in float.", "Its layers may be too narrow; ship fp16."
-            )
+            raise _nothing_quantized(path)
         if self.scheme.library_keeps:
             self.kept = (*self.kept, *(name for name in float_layers(model) if name not in self.kept))
         if self.scheme.tensorrt:
             require_tensorrt_graph(model, self.kept)
         return precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
+
+
+def open_file(scheme: Scheme, path: Path, threads: int) -> Session:
+    """A file of ``scheme`` as a session that computes as the target does; this processor may saturate."""
+    if not scheme.timed:
+        return ReferenceSession(path, threads=threads)
+    return get_backend(scheme.backend).load(path, threads=threads)
+
+
+def _nothing_quantized(path: Path) -> VerificationError:
+    return VerificationError(
+        f"{path.stem} left every layer of the network in float.", "Its layers may be too narrow; ship fp16."
+    )

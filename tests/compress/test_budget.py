@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,12 +20,14 @@ from small import settings
 from torch import nn
 
 import iekd
+from iekd.compress import pruned_student
 from iekd.compress.config import make_config
 from iekd.compress.data import load_data
 from iekd.compress.diagnose import diagnose
 from iekd.compress.diagnostics.finished_run import open_run
 from iekd.compress.make_report import kept_for_report
 from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import make_plan
 from iekd.compress.prune import Macs, Ratio
 from iekd.compress.pruning.share import goal_of_share
@@ -32,8 +36,9 @@ from iekd.compress.targets import TARGETS
 from iekd.deploy.report import read_report
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
 from iekd.files import sha256_of
-from iekd.models.checkpoint import load_artefact
-from iekd.models.registry import count_macs
+from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
+from iekd.models.preprocessing import Preprocessing
+from iekd.models.registry import Architecture, count_macs
 from iekd.models.taps import Tapped
 
 WANTED = {
@@ -151,6 +156,68 @@ def test_a_share_of_the_latency_is_pruned(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert all((how["backend"], how["threads"], how["classes"]) == ("onnxruntime", 1, 10) for how in asked)
 
 
+def test_a_recovery_goes_on_with_the_widths_that_it_was_begun_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a clock that after the first start gives every candidate twice the time: another cut would be chosen."""
+    starts: list[str] = []
+
+    def clock(**how: Any) -> Callable[[nn.Module], float]:
+        factors = iter([1.0])
+        restless = 2.0 if len(starts) > 1 else 1.0
+        return lambda network: next(factors, restless) * count_macs(network, how["image_size"]) / 1e6
+
+    class Stop(Observer):
+        def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
+            if name == "pruned0" and len(starts) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("iekd.compress.pruning.share.onnx_latency", clock)
+    changes = {"student": "tiny_networks:wide", "prune_goal": "latency", "prune_epochs": 2, "threads": 1}
+    config = make_config(settings(**{**SMALL, **changes}, out=str(tmp_path / "run")))
+    given = config, config.teacher, config.student, config.data
+    starts.append("first")
+    with pytest.raises(KeyboardInterrupt):
+        run_stages(*given, Stop(), until="prune")
+    cut = load_artefact(tmp_path / "run" / "checkpoints" / "pruned0" / "cut")
+    assert "accuracy" not in cut.facts, "that of the network before"
+    starts.append("second")
+    run_stages(*given, Observer(), until="prune")
+    pruned = load_artefact(tmp_path / "run" / "pruned")
+    assert pruned.architecture.pruned == cut.architecture.pruned
+    assert pruned.facts["pruning"] == cut.facts["pruning"]
+
+
+def test_one_process_cuts_and_all_train_what_it_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    network = tiny_networks.prunable(10)
+    names = tuple(str(number) for number in range(10))
+    whole = Artefact(network, Architecture("object", "prunable"), names, Preprocessing(size=32), {"accuracy": 0.9})
+    save_artefact(tmp_path / "student", whole)
+    trained: list[dict[str, torch.Tensor]] = []
+
+    def train(network: nn.Module, *_given: Any) -> Any:
+        trained.append({name: value.clone() for name, value in network.state_dict().items()})
+        return SimpleNamespace(figures={}), None
+
+    monkeypatch.setattr(pruned_student, "distill_network", train)
+    job = dataclasses.make_dataclass("Job", ["config", "folder", "device", "preprocessing", "data", "accelerator"])
+    job.accuracy = lambda *_given: 0.5
+    config = make_config(settings(**SMALL))
+    places = config, tmp_path, torch.device("cpu"), whole.preprocessing, SimpleNamespace(classes=names)
+
+    def start(main: bool) -> None:
+        one: Any = job(*places, SimpleNamespace(is_main_process=main))
+        once = (lambda work: work()) if main else (lambda _work: None)
+        pruned_student.prune_student(SimpleNamespace(epochs=1, lr=0.1), one, once, network, network)
+
+    start(main=True)
+    monkeypatch.setattr(pruned_student, "prune", None)
+    start(main=False)
+    ours, theirs = trained
+    assert ours["0.weight"].shape == (8, 3, 3, 3)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_a_share_is_of_what_the_goal_counts() -> None:
     network = tiny_networks.prunable(10)
     for goal, expected in (("macs", Macs(0.3)), ("channels", Ratio(0.3))):
@@ -232,6 +299,11 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     assert {path.stem for path in (place / "models").iterdir()} == {"fp32", *made}
 
 
+FP8_ON_ORIN = (
+    r"jetson-orin has no fp8: its GPU is SM 8\.7, fp8 needs SM 8\.9 or later\.  Choose one of fp16, int8, bf16\."
+)
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -249,7 +321,8 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
             InputError,
             "measured on the board",
         ),
-        ({"target": "jetson-orin", "precision": "fp8"}, InputError, "precision of jetson-orin 'fp8'"),
+        ({"target": "jetson-orin", "precision": "fp8"}, InputError, f"^{FP8_ON_ORIN}$"),
+        ({"target": "cpu", "precision": "fp8"}, InputError, "^cpu has no fp8"),
         ({"target": "cpu", "precision": "fp16"}, InputError, "precision of cpu 'fp16'"),
         ({"precision": "int4"}, InputError, "unknown --precision 'int4'"),
         ({"target": "tensorrt"}, EnvironmentMissingError, "TensorRT"),

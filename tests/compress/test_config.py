@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from iekd.compress.config import RunConfig, make_config, options, parse_latency, read_config_file, to_yaml
+from iekd.compress.config import RunConfig, make_config, options, read_config_file, to_yaml
 from iekd.compress.distill import objective_settings
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.texts import parse_latency
 from iekd.errors import InputError
 
 BASE = {"teacher": "resnet18", "student": "mobilenet"}

@@ -474,12 +474,16 @@ def test_what_ships_is_what_is_diagnosed(
     expected: tuple[str, str, str, str],
 ) -> None:
     config = make_config({"teacher": "a", "student": "b", "objective": "ie-ft+kd", **settings})
-    models = {"student": {"precision": "fp32"}, "student-int8": {"precision": "int8"}}
+    precisions = {"student": "fp32", "student-int8": "int8"}
+    models = {
+        name: {"precision": text, "retained": {"value": 1}, "latency": {"median": {"value": 1 if name == ships else 2}}}
+        for name, text in precisions.items()
+    }
     files: dict[str, object] = {"variants/student-int8.json": {"qat": qat}}
     if pruned:
         files["pruned/model.json"] = {}
     if ships:
-        files["benchmark/benchmark.json"] = {"ships": ships, "models": models}
+        files["benchmark/benchmark.json"] = {"models": models}
     for name, value in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(value))

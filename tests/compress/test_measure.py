@@ -1,7 +1,10 @@
-"""What the benchmark stage decides: which file ships, and what it need not ask twice."""
+"""Which of the measured files ships, and what the benchmark stage need not ask twice."""
 
 from __future__ import annotations
 
+import copy
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iekd.compress.choice import choose
 from iekd.compress.config import make_config
-from iekd.compress.measure import _choose, _judge
+from iekd.compress.data import load_data
+from iekd.compress.diagnostics.finished_run import shipped
+from iekd.compress.make_report import make_report
+from iekd.compress.measure import _judge
 from iekd.compress.measured_files import File
-from iekd.deploy.results import Interval
+from iekd.deploy.report import read_report
 
 FILES = [
     File("teacher", "teacher.onnx", "fp32"),
@@ -22,13 +29,12 @@ FILES = [
 
 
 def ships(retained: dict[str, float], medians: dict[str, float], **settings: Any) -> str:
-    def interval(value: float) -> Interval:
-        return Interval(value=value, low=value, high=value)
+    models = {name: figures(retained[name], medians[name]) for name in retained}
+    return choose(make_config({"teacher": "t", "student": "s", "precision": "best", **settings}), models)
 
-    latency = {name: SimpleNamespace(median=interval(value)) for name, value in medians.items()}
-    run: Any = SimpleNamespace(latency=latency)
-    config = make_config({"teacher": "t", "student": "s", "precision": "best", "min_retained": 0.99, **settings})
-    return _choose(config, FILES, {name: interval(value) for name, value in retained.items()}, run)
+
+def figures(retained: float, median: float) -> dict[str, Any]:
+    return {"retained": {"value": retained}, "latency": {"median": {"value": median}}}
 
 
 @pytest.mark.parametrize(
@@ -45,13 +51,43 @@ def test_the_fastest_that_keeps_enough_ships_else_the_most_accurate_that_is_wort
 ) -> None:
     retained = {"teacher": 1.0, "student": 0.985, "student-bf16": bf16[0], "student-int8": int8[0]}
     medians = {"teacher": 20.0, "student": 1.0, "student-bf16": bf16[1], "student-int8": int8[1]}
-    assert ships(retained, medians) == expected
+    assert ships(retained, medians, min_retained=0.99) == expected
 
 
 def test_a_precision_that_was_asked_for_by_name_ships() -> None:
     retained = {"teacher": 1.0, "student": 1.0, "student-bf16": 1.0, "student-int8": 0.5}
     medians = {"teacher": 20.0, "student": 1.0, "student-bf16": 1.0, "student-int8": 9.0}
     assert ships(retained, medians, precision="int8") == "student-int8"
+
+
+def test_a_limit_that_changed_chooses_anew_among_the_figures_of_then(finished_run: Path, tmp_path: Path) -> None:
+    """A run with figures put in: float32 keeps 99.5 % and int8, which is faster, 98 %."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    file = folder / "benchmark" / "benchmark.json"
+    measured = json.loads(file.read_text())
+    models = measured["models"]
+    models["student-int8"] = {**copy.deepcopy(models["student"]), "precision": "int8"}
+    for name, retained, median in (("student", 0.995, 2.0), ("student-int8", 0.98, 1.0)):
+        models[name]["retained"]["value"] = retained
+        models[name]["latency"]["median"]["value"] = median
+    file.write_text(json.dumps({**measured, "ships": "student-int8"}))  # as earlier versions wrote
+    state = json.loads((folder / "run.json").read_text())
+    for limit, precision in ((0.97, "int8"), (0.99, "fp32"), (0.97, "int8")):
+        config = make_config({**state["config"], "precision": "best", "min_retained": limit})
+        job: Any = SimpleNamespace(
+            config=config,
+            folder=folder,
+            data=load_data("digits"),
+            preprocessing=SimpleNamespace(size=32),
+        )
+        report = make_report(job, state["stages"], (), "again")
+        assert report.verdict.kept
+        assert report.student.precision == precision
+        assert {model.precision for model in (report.student, *report.variants)} == {"fp32", "int8"}
+        assert read_report(folder / "report.json") == report
+        assert shipped(folder, config).precision == precision
+    assert "ships" not in state["stages"]["benchmark"]["result"]
 
 
 class Session:

@@ -22,9 +22,10 @@ from iekd.compress import variants
 from iekd.compress.config import make_config
 from iekd.compress.distill import later_config
 from iekd.compress.observer import Observer
+from iekd.compress.precisions import grids_to_train, require_quantizers
 from iekd.compress.qat import qat_epochs
 from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
-from iekd.compress.variants import QAT_ARTEFACT, grids_to_train, make_variants, require_quantizers
+from iekd.compress.variants import QAT_ARTEFACT, make_variants
 from iekd.deploy.graph_checks import is_quantized, require_tensorrt_graph
 from iekd.deploy.report import read_report
 from iekd.deploy.results import Accuracy, Interval
@@ -205,13 +206,46 @@ def test_layers_stay_in_float_where_training_did_not_suffice(decide: Callable[..
     assert decide(plain=0.05, trained=0.005, **wanted)[2] == ["plain", "trained"]
 
 
-def test_a_precision_by_name_that_misses_the_limit_says_so(decide: Callable[..., Decision]) -> None:
-    result, _, made = decide(plain=0.03, trained=0.0, qat="never", max_drop=0.005)
+def test_a_precision_by_name_that_misses_a_limit_not_given_says_so(decide: Callable[..., Decision]) -> None:
+    result, _, made = decide(plain=0.03, trained=0.0, qat="never")
     assert made == ["plain"]
     (remark,) = result["remarks"]
     assert "int8 loses 3.00%" in remark
-    assert "more than --max-drop 0.005" in remark
+    assert "more than --max-drop 0.01" in remark
+    assert "--max-drop if given mend it" in remark
+    assert decide(plain=0.009, trained=0.0, qat="never")[0]["remarks"] == []
+
+
+def test_a_limit_that_was_given_holds_for_a_precision_by_name_too(decide: Callable[..., Decision]) -> None:
+    kept = {"kept": 0.004, "max_drop": 0.005}
+    result, described, made = decide(plain=0.03, trained=0.0, qat="never", **kept)
+    assert made == ["plain within 0.005"]
+    assert described["drop"] == pytest.approx(0.004)
+    assert result["remarks"] == ["int8: 2 layers stay in float: stem, head."]
+    assert decide(plain=0.03, trained=0.001, qat="auto", **kept)[2] == ["plain", "trained"]
+    assert decide(plain=0.03, trained=0.02, qat="auto", **kept)[2] == ["plain", "trained", "trained within 0.005"]
     assert decide(plain=0.03, trained=0.0, qat="never", max_drop=0.05)[0]["remarks"] == []
+
+
+def test_a_given_limit_that_no_layers_in_float_meet_is_told_and_the_file_by_name_ships(
+    decide: Callable[..., Decision],
+) -> None:
+    result, described, made = decide(plain=0.03, trained=0.0, qat="never", max_drop=0.005)
+    assert made == ["plain within 0.005", "plain"]
+    assert described["drop"] == pytest.approx(0.03)
+    told, remark = result["remarks"]
+    assert told == "int8: no share of layers in float makes up for it."
+    assert "more than --max-drop 0.005" in remark
+    assert "--precision best would leave it out" in remark
+
+
+def test_what_was_tried_before_in_another_format_does_not_stay(decide: Callable[..., Decision], tmp_path: Path) -> None:
+    (tmp_path / "variants").mkdir()
+    stale = [tmp_path / "variants" / f"student-int8{suffix}" for suffix in (".xml", ".bin", ".onnx")]
+    for file in stale:
+        file.write_text("of an earlier trial")
+    decide(plain=0.0, trained=0.0, qat="never")
+    assert not any(file.exists() for file in stale)
 
 
 def test_what_misses_even_then_does_not_ship_and_leaves_nothing(decide: Callable[..., Decision]) -> None:

@@ -265,13 +265,19 @@ def test_a_missing_library_names_the_command(exported: Path, tmp_path: Path, mon
         quantize(exported, tmp_path / "q.onnx", scheme="fp8-tensorrt", settings=FAST, **given(exported))  # type: ignore[arg-type]
 
 
-def test_a_library_that_quantises_nothing_ships_nothing(exported: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("scheme", "recipe"), [("int8-tensorrt", "ort-s8s8"), ("int8-openvino", "nncf")])
+def test_a_library_that_quantises_nothing_ships_nothing(
+    exported: Path, tmp_path: Path, scheme: str, recipe: str
+) -> None:
     """All layers kept by name: what modelopt does by itself with layers of few channels."""
+    if recipe == "nncf":
+        pytest.importorskip("nncf", reason="needs the extra `quantize`")
     layers = tuple(node.name for node in onnx.load(str(exported)).graph.node if node.op_type in ("Conv", "Gemm"))
-    settings = QuantizeSettings(**{**FAST.__dict__, "keep_float": layers, "methods": ("minmax",)})
+    changes = {"keep_float": layers, "methods": ("minmax",), "recipes": (recipe,)}
+    settings = QuantizeSettings(**{**FAST.__dict__, **changes})
     with pytest.raises(VerificationError, match="left every layer of the network in float"):
-        quantize(exported, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=settings, **given(exported))  # type: ignore[arg-type]
-    assert not (tmp_path / "q.onnx").exists()
+        quantize(exported, tmp_path / "q.onnx", scheme=scheme, settings=settings, **given(exported))  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_choice_is_accuracy_first_then_latency_then_likeness() -> None:

@@ -88,10 +88,19 @@ def test_a_setting_that_is_newer_than_the_run_counts_as_its_default(tmp_path: Pa
     state = json.loads(file.read_text())
     del state["config"]["max_drop"]
     file.write_text(json.dumps(state))
-    with pytest.raises(RunFolderError, match=r"--max-drop was 0\.01 and is 0\.02"):
+    with pytest.raises(RunFolderError, match=r"--max-drop was None and is 0\.02"):
         opened(tmp_path / "run", max_drop=0.02).__enter__()
     with opened(tmp_path / "run"):
         pass
+
+
+def test_a_default_that_an_earlier_version_wrote_is_still_the_default(tmp_path: Path) -> None:
+    with opened(tmp_path / "run", max_drop=0.01) as folder:
+        folder.stage("export", [], dict)
+    with opened(tmp_path / "run"):
+        pass
+    with pytest.raises(RunFolderError, match=r"--max-drop was None and is 0\.01"):
+        opened(tmp_path / "run", max_drop=0.01).__enter__()
 
 
 def test_a_run_that_made_nothing_gives_way_to_a_corrected_command(tmp_path: Path) -> None:
