@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,10 +14,9 @@ from rich.console import Console
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
 from iekd.compress.search_command import add_search, run_search, search_instead
+from iekd.compress.settings_options import ConfigFile, Debug, given_settings, quiet_libraries, with_settings
 from iekd.compress.which_job import announce_search, students_to_search
 from iekd.errors import EXIT_DEFECT, EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 app = typer.Typer(
     add_completion=False,
@@ -65,48 +61,11 @@ def _escaped(text: str) -> str:
     return escape(text)
 
 
-def _with_settings() -> Callable[[Command], Command]:
-    """Give a command one option for each setting in ``RunConfig``, all None unless given."""
-
-    def decorate(function: Command) -> Command:
-        from iekd.compress.config import RunConfig, options
-
-        hints = get_type_hints(RunConfig)
-        given = get_type_hints(function, include_extras=True)
-        signature = inspect.signature(function).parameters.values()
-        own = [p.replace(annotation=given[p.name]) for p in signature if p.kind is not p.VAR_KEYWORD]
-        parameters, annotations = [], {p.name: p.annotation for p in own}
-        for name, option in options().items():
-            kind = next((item for item in get_args(hints[name]) if item is not type(None)), hints[name])
-            default = getattr(RunConfig, name, None)
-            shown = None if default is None or default is False else str(default)
-            info = typer.Option(
-                help=option.help + (f" [dim]\\[{shown}][/]" if shown else ""),
-                rich_help_panel=option.panel,
-                metavar=option.metavar or None,
-                show_default=False,
-            )
-            annotation = Annotated[Optional[kind], info]  # type: ignore[valid-type]  # noqa: UP045
-            parameters.append(
-                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            )
-            annotations[name] = annotation
-        function.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
-        function.__annotations__ = annotations
-        return function
-
-    return decorate
-
-
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings; flags win.", rich_help_panel="Run")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
 Version = Annotated[bool, typer.Option("--version", help="Show the version.", rich_help_panel="Run")]
 
 
 @app.callback(invoke_without_command=True)
-@_with_settings()
+@with_settings
 def compress(
     context: typer.Context,
     config_file: ConfigFile = None,
@@ -129,12 +88,12 @@ def compress(
         if any(value is not None for value in settings.values()):
             raise _misplaced(context.invoked_subcommand, settings)
         return
-    given = _given(settings, config_file)
-    with _quiet_libraries():
+    given = given_settings(settings, config_file)
+    with quiet_libraries():
         students = students_to_search(given)
     if students:
         out.print(_escaped(announce_search(given["student"], students)), highlight=False, soft_wrap=True)
-        raise typer.Exit(run_search(out, given, _quiet_libraries))
+        raise typer.Exit(run_search(out, given))
     report = _run(given, until="report")
     if report.verdict.kept:
         raise typer.Exit
@@ -146,17 +105,17 @@ def compress(
 
 
 @app.command()
-@_with_settings()
+@with_settings
 def teacher(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
     """Train the teacher only, into the run folder."""
-    _run(_given(settings, config_file), until="teacher")
+    _run(given_settings(settings, config_file), until="teacher")
 
 
 @app.command()
-@_with_settings()
+@with_settings
 def distill(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
     """Train teacher and student, without exporting."""
-    _run(_given(settings, config_file), until="distill")
+    _run(given_settings(settings, config_file), until="distill")
 
 
 @app.command()
@@ -168,7 +127,7 @@ def export(
     """Export an artefact to ONNX, with class names and preprocessing inside, verified against PyTorch."""
     from iekd.compress.tools import export_artefact
 
-    with _quiet_libraries():
+    with quiet_libraries():
         note = export_artefact(artefact, output)
     out.print(f"[green]✓[/] {output}  {note}", highlight=False)
 
@@ -259,7 +218,7 @@ def diagnose(
     from iekd.compress.diagnose import parse_levels
     from iekd.compress.diagnostics.summary import diagnosis_table
 
-    with _quiet_libraries():
+    with quiet_libraries():
         found = examine_run(run, images=images, noise=parse_levels(noise), seeds=seeds, against=against)
     out.print(diagnosis_table(found), soft_wrap=True)
 
@@ -302,13 +261,6 @@ device_commands.add_commands(app, out)
 file_commands.add_commands(app, out)
 
 
-def _given(settings: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
-    from iekd.compress.config import read_config_file
-
-    given = read_config_file(config_file) if config_file is not None else {}
-    return given | {key: value for key, value in settings.items() if value is not None}
-
-
 def _run(given: dict[str, Any], *, until: str) -> Any:
     from iekd.compress.config import make_config
 
@@ -316,7 +268,7 @@ def _run(given: dict[str, Any], *, until: str) -> Any:
     from iekd.compress.console import ConsoleObserver, print_summary
 
     out.print(f"[bold]iekd-compress[/] {config.teacher} → {config.student} on {config.data}", highlight=False)
-    with ConsoleObserver(out) as observer, _quiet_libraries():
+    with ConsoleObserver(out) as observer, quiet_libraries():
         from iekd.compress.pipeline import run_stages
 
         found = run_stages(config, config.teacher, config.student, config.data, observer, until=until)
@@ -325,23 +277,12 @@ def _run(given: dict[str, Any], *, until: str) -> Any:
     return found
 
 
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Warnings of the libraries underneath are for us, not for the user; ``--debug`` shows them."""
-    import warnings
-
-    with warnings.catch_warnings():
-        if "--debug" not in sys.argv:
-            warnings.simplefilter("ignore")
-        yield
-
-
 def _misplaced(command: str, settings: dict[str, Any]) -> IekdError:
     flags = ", ".join("--" + key.replace("_", "-") for key, value in settings.items() if value is not None)
     return InputError(f"{flags} stands before '{command}'.", f"Write options after the subcommand: {command} {flags}")
 
 
-add_search(app, out, _with_settings(), _quiet_libraries)
+add_search(app, out)
 
 if __name__ == "__main__":
     main()

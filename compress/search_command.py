@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from iekd.compress.settings_options import ConfigFile, Debug, given_settings, quiet_libraries, with_settings
 from iekd.errors import EXIT_KEPT, EXIT_MISSED
 
-ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file of settings; flags win.", rich_help_panel="Run")
-]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
 _PANEL = "Search"
 Prunes = Annotated[
     str | None,
@@ -35,13 +29,8 @@ Storage = Annotated[
 ]
 
 
-def add_search(
-    app: typer.Typer,
-    out: Console,
-    with_settings: Callable[[Any], Any],
-    quiet_libraries: Callable[[], AbstractContextManager[None]],
-) -> None:
-    """Put ``search`` into ``app``; ``with_settings`` gives a command one option for each setting of a run."""
+def add_search(app: typer.Typer, out: Console) -> None:
+    """Put ``search`` into ``app``."""
 
     @app.command()
     @with_settings
@@ -60,10 +49,6 @@ def add_search(
 
         A search that was stopped goes on where it was; the same command in several processes shares the work.
         """
-        from iekd.compress.config import read_config_file
-
-        given = read_config_file(config_file) if config_file is not None else {}
-        given |= {key: value for key, value in settings.items() if value is not None}
         own = {
             "prunes": prunes,
             "sizes": sizes,
@@ -72,18 +57,15 @@ def add_search(
             "winners": winners,
             "storage": storage,
         }
-        raise typer.Exit(run_search(out, given, quiet_libraries, **own))
+        raise typer.Exit(run_search(out, given_settings(settings, config_file), **own))
 
 
-def run_search(
-    out: Console, given: dict[str, Any], quiet_libraries: Callable[[], AbstractContextManager[None]], **own: Any
-) -> int:
+def run_search(out: Console, given: dict[str, Any], **own: Any) -> int:
     """Search, print what was found, and return the exit status.
 
     Args:
         out: where to print.
         given: settings of the runs, as the user gave them.
-        quiet_libraries: holds back other libraries' warnings meanwhile.
         own: fields of :class:`~iekd.compress.searching.settings.SearchSettings`.
 
     Raises:
