@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # onnxruntime and onnxruntime-gpu share an import name, so they cannot share an environment either.
 GPU_VENV := .venv-gpu
 GPU_BIN := $(GPU_VENV)/bin
-# Two files at a time, one thread each: threads of two trainings on the same cores fight, and take ten times as long.
+# Two tests at a time, one thread each: threads of two trainings on the same cores fight, and take ten times as long.
 # A worker that dies ends the run: replaced by another, it was seen to leave the run waiting for ever.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart 0
 

@@ -17,7 +17,7 @@ def one_measurement(note: Callable[[str], None] = lambda _: None) -> Iterator[No
     """Hold this machine's lock for the length of a block.
 
     Args:
-        note: is told, in a line, when another process's measurement has to be waited for.
+        note: is told, in a line, when another process's measurement has to be waited for, or cannot be.
     """
     lock = _acquired(note)
     try:
@@ -42,6 +42,7 @@ def _acquired(note: Callable[[str], None]) -> FileLock | None:
         except Timeout:
             note("Waiting for another measurement on this machine.")
             lock.acquire()
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError) as error:  # a read-only cache, a file system without locks
+        note(f"No lock for this machine's measurements ({error}): another one may disturb this one.")
         return None
     return lock

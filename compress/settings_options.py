@@ -37,9 +37,11 @@ def with_settings(function: Command) -> Command:
             metavar=option.metavar or None,
             show_default=False,
         )
+        # kind is a value of the running program, which neither a checker nor the form kind | None can take
         annotation = Annotated[Optional[kind], info]  # type: ignore[valid-type]  # noqa: UP045
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
         annotations[name] = annotation
+    # Typer reads both; a type checker knows no __signature__ of a function
     function.__signature__ = inspect.Signature([*own, *parameters])  # type: ignore[attr-defined]
     function.__annotations__ = annotations
     return function

@@ -18,7 +18,7 @@ import numpy as np
 
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
-from iekd.compress.precisions import INSTALL, precisions_asked, require_quantizers
+from iekd.compress.precisions import INSTALL, precisions_asked
 from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.quantizers.simulated import GRIDS
@@ -27,16 +27,6 @@ from iekd.deploy.engine import check_precision
 from iekd.errors import InputError, VerificationError
 from iekd.files import write_json
 
-__all__ = [
-    "FOLDER",
-    "QAT_ARTEFACT",
-    "Variant",
-    "make_variants",
-    "precisions_asked",
-    "read_variants",
-    "require_quantizers",
-    "training_images",
-]
 FOLDER = "variants"
 QAT_ARTEFACT = f"{FOLDER}/qat"
 """The student trained under simulated INT8, where it was."""

@@ -21,8 +21,8 @@ TENSORRT_LEAST = (10, 3)
 L4T_LEAST = (36, 4)
 L4T_OF_JETPACK_7 = (38,)
 _JETPACK_6_TORCH = (
-    "pip install --force-reinstall --index-url INDEX torch torchvision    # INDEX: NVIDIA's, of PyTorch wheels for "
-    "this JetPack; PyTorch's own wheel knows the CPU only.  A bundle's run.py needs no PyTorch"
+    'install NVIDIA\'s PyTorch wheel for this JetPack (its guide "Installing PyTorch for Jetson Platform"): '
+    "PyTorch's own wheel knows the CPU only there.  A bundle's run.py needs no PyTorch"
 )
 
 

@@ -24,12 +24,13 @@ from iekd.compress.config import RunConfig
 from iekd.compress.data import default_cache_dir
 from iekd.compress.measure import open_session, threads
 from iekd.compress.one_measurement import one_measurement
+from iekd.compress.precisions import precisions_asked
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.searching.space import Candidate, identity_of
 from iekd.compress.targets import TARGETS
-from iekd.compress.variants import precisions_asked, unreachable
+from iekd.compress.variants import unreachable
 from iekd.deploy.backends import Array, Session
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.export import sketch_onnx

@@ -10,10 +10,10 @@ from iekd.compress.config import RunConfig
 from iekd.compress.data import ImageData
 from iekd.compress.measure import require_backend
 from iekd.compress.objectives.catalogue import is_mutual
+from iekd.compress.precisions import require_quantizers
 from iekd.compress.searching import space as spaces
 from iekd.compress.searching.space import Space
 from iekd.compress.targets import TARGETS
-from iekd.compress.variants import require_quantizers
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import member_names

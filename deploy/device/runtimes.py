@@ -99,12 +99,12 @@ def accelerator_note(runtime: str) -> str | None:
         found = dla_cores()
     except DeviceError as error:  # not worth the run: the engines are built
         return f"No word on Deep Learning Accelerators: {error}"
+    if not found:
+        return None
     them = f"{found} Deep Learning Accelerator{'s' if found > 1 else ''}"
     return (
         f"This board has {them}: python3 run.py --dla 0 --output on-dla measures there.  Look at fp16: what an "
         "accelerator does not take runs on the GPU all the same, as all of fp32 does and Q/DQ of int8 may."
-        if found
-        else None
     )
 
 

@@ -130,8 +130,11 @@ def test_without_a_place_for_the_lock_it_is_measured_all_the_same(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with one_measurement():
+    notes: list[str] = []
+    with one_measurement(notes.append):
         pass
+    (said,) = notes
+    assert said.startswith("No lock for this machine's measurements (")
 
 
 def test_the_benchmark_of_a_run_is_such_a_measurement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
