@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.repeat import Candidate, repeat_ratio
+from iekd.errors import IekdError, RunFolderError
 from iekd.files import write_json
 
 STUDENTS = (
@@ -57,6 +59,8 @@ neighbours belong together, and after 16 epochs knew 73.8 % of the digits where 
 after 100 it knows 90.3 %."""
 SCHEMES = {"onnxruntime": "int8-x86-onnxruntime", "openvino": "int8-openvino"}
 CLEARLY_FASTER = 0.9
+ASKED_ANEW = ("students", "out", "until", "seconds", "processes")
+"""Options that a finished result does not hang on, or not so that it would be another."""
 
 
 class Images:
@@ -112,7 +116,9 @@ def compare(student: str, arguments: argparse.Namespace) -> dict[str, Any]:
     folder = Path(arguments.out) / student
     finished = folder / "result.json"
     if finished.is_file():
-        return confirmed(dict(json.loads(finished.read_text(encoding="utf-8"))), finished, arguments)
+        found = dict(json.loads(finished.read_text(encoding="utf-8")))
+        require_same(finished, found, arguments)
+        return confirmed(found, finished, arguments)
     folder.mkdir(parents=True, exist_ok=True)
     run = trained(student, arguments)
     if arguments.until == "training":
@@ -128,10 +134,30 @@ def compare(student: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "student": student,
         "rows": rows,
         "missing": missing,
+        "made_under": made_under(arguments),
         "fingerprint": fingerprint(arguments.threads).model_dump(),
     }
     write_json(finished, found)
     return confirmed(found, finished, arguments)
+
+
+def made_under(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What a result hangs on."""
+    return {name: value for name, value in vars(arguments).items() if name not in ASKED_ANEW}
+
+
+def require_same(finished: Path, found: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Raise RunFolderError where a finished result is of other settings than those asked for; an older one, which does
+    not say, is taken with a line."""
+    if "made_under" not in found:
+        print(f"{finished}: made by an older version, which did not say under what settings; taken as it is.")
+        return
+    now, made = made_under(arguments), found["made_under"]
+    differs = [f"{name} {made.get(name)}, now {now[name]}" for name in now if made.get(name) != now[name]]
+    if differs:
+        raise RunFolderError(
+            f"{finished} was made under other settings: {'; '.join(differs)}.", "Give those, or another --out."
+        )
 
 
 def confirmed(found: dict[str, Any], finished: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -242,7 +268,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     arguments = parser().parse_args()
-    students = [compare(student, arguments) for student in arguments.students]
+    try:
+        students = [compare(student, arguments) for student in arguments.students]
+    except IekdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
     if arguments.until != "result":
         return
     show(students)

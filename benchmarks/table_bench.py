@@ -20,7 +20,7 @@ from iekd.compress.clipping import Group
 from iekd.compress.observer import Observer
 from iekd.compress.trainer import FitSettings, fit, seed_everything
 from iekd.models.registry import build, resolve
-from iekd.models.taps import Tapped
+from iekd.models.taps import BEFORE, Tapped
 
 CLASSES = 10
 LAST = -1
@@ -137,7 +137,7 @@ class Bench:
         """A fresh network whose weights follow from the seed, tapped at one stage."""
         seed_everything(seed, f"{role}-init", 0)
         network = build(resolve(name), CLASSES, self.train.size)
-        if self.arguments.compile:
+        if self.arguments.compile and not str(tap).startswith(BEFORE):  # a hook of each forward, which it would miss
             network.forward_intermediates = torch.compile(network.forward_intermediates)  # type: ignore[assignment, arg-type]
         tapped = Tapped(network, (tap,), self.train.size)
         return tapped.to(self.accelerator.device).to(memory_format=torch.channels_last)

@@ -159,7 +159,7 @@ def _factors(bench: Bench, teacher: Tapped, pairs: list[tuple[str, int]]) -> dic
 
 def _place(teacher: Tapped, pupil: Pupil) -> int:
     """Which of the teacher's maps a row reads."""
-    return teacher.stages.index(pupil.teacher.stages[0])
+    return teacher.reads.index(pupil.teacher.reads[0])
 
 
 def _taps(seen: Seen) -> tuple[Any, ...]:

@@ -26,13 +26,14 @@ from iekd.compress.objectives import (
     build_mutual,
     build_objective,
 )
+from iekd.compress.objectives.catalogue import reads_before_activation
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.objectives.mutual import DeepMutual
 from iekd.compress.teacher import Supervised
 from iekd.compress.together import networks_apart
 from iekd.compress.trainer import seed_everything
 from iekd.errors import InputError, unknown_name
-from iekd.models.taps import Features, Tapped
+from iekd.models.taps import Features, Tapped, before
 
 
 class Trained(NamedTuple):
@@ -62,7 +63,7 @@ class Row(NamedTuple):
     objective: str
     settings: ObjectiveSettings
     tap: int | str = LAST
-    """Of both networks."""
+    """Of both networks, as the objective reads it."""
 
     @property
     def kind(self) -> str:
@@ -221,8 +222,9 @@ def parse_row(row: str, arguments: argparse.Namespace) -> Row:
             changes[key] = kind(value)
         except ValueError:
             raise InputError(f"{row}: {text} is not of type {kind.__name__}.", "Such as factor_channels=16.") from None
-    tap = str(changes.pop("tap", LAST))
-    return Row(name, ObjectiveSettings(**changes), int(tap) if tap.removeprefix("-").isdigit() else tap)
+    text = str(changes.pop("tap", LAST))
+    tap = int(text) if text.removeprefix("-").isdigit() else text
+    return Row(name, ObjectiveSettings(**changes), before(tap) if reads_before_activation(name) else tap)
 
 
 def train_row(bench: Bench, row: str, seed: int, answers: Callable[[int | str], TeacherAnswers]) -> Trained:

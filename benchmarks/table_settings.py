@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iekd.compress.objectives import is_mutual
+from iekd.compress.objectives.catalogue import reads_before_activation
 from iekd.errors import RunFolderError
 from iekd.files import sha256_of, write_json
+from iekd.models.taps import BEFORE
 
 if TYPE_CHECKING:
     import argparse
@@ -23,9 +25,11 @@ STATES = ("last.pt", "lane.safetensors")
 """Files from which a training that was cut goes on."""
 RECORD = "settings.json"
 """Beside them: what they hang on."""
+_STAGES = "stages"
+"""What every row read before OD read maps before an activation, when rows did not say it."""
 _OF_THE_TEACHER = ("teacher_epochs", "teacher_limit")
 _OF_ROWS = ("student", "settings", "epochs", "factor_epochs")
-_OF_FINISHED_ROWS = ("data", "teacher", "student", "size", "settings", "teacher_weights")
+_OF_FINISHED_ROWS = ("data", "teacher", "student", "size", "settings", "teacher_weights", "reads")
 """What still counts where nothing is trained."""
 
 
@@ -60,6 +64,7 @@ def settings_of(arguments: argparse.Namespace, recipe: Recipe, name: str, weight
     kept = {key: value for key, value in found.items() if key not in dropped}
     if name != "teacher" and needs_teacher(name):
         kept["teacher_weights"] = weights
+    kept["reads"] = BEFORE if reads_before_activation(name.partition("@")[0]) else _STAGES
     settings: Settings = json.loads(json.dumps(kept))
     return settings
 
@@ -104,6 +109,7 @@ def claim(state: Path, settings: Settings) -> None:
 
 
 def _require_same(place: Path, made: Settings, now: Settings) -> None:
+    made = {"reads": _STAGES, **made}
     differs = [f"{name} {value}, now {now.get(name)}" for name, value in made.items() if now.get(name) != value]
     if differs:
         raise RunFolderError(

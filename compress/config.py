@@ -112,7 +112,11 @@ class RunConfig:
     objective: Annotated[str, Option("Terms joined by +; `iekd-compress objectives` lists them.", _METHOD)] = "ie-ft+kd"
     tap: Annotated[
         str,
-        Option("Stages to tap, joined by commas: by number (-1: the last) or name, such as layer3, or auto.", _METHOD),
+        Option(
+            "Stages to tap, joined by commas: by number (-1: the last) or name, such as layer3, or auto; before:-1 is "
+            "the map before the activation that ends a stage.",
+            _METHOD,
+        ),
     ] = "-1"
     teacher_tap: Annotated[str | None, Option("The teacher's stages.  Default: as --tap.", _METHOD)] = None
     task_weight: Annotated[Weight, Option("Weight of the cross-entropy on the labels.", _METHOD)] = 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import TracebackType
 
@@ -30,6 +31,8 @@ TITLES = {
 }
 
 
+HEARTBEAT = 30.0
+"""Seconds between two lines about one stage, where no bar moves."""
 HIDDEN = ("lr", "clipped")
 """Figures of an epoch that the report's curves show and the terminal does not."""
 
@@ -40,6 +43,8 @@ class ConsoleObserver(Observer):
     def __init__(self, console: Console) -> None:
         self.console = console
         self._tasks: dict[str, TaskID] = {}
+        self._totals: dict[str, int | None] = {}
+        self._told = time.monotonic()
         self._progress = Progress(
             SpinnerColumn(finished_text="[green]✓[/]"),
             TextColumn("{task.description}"),
@@ -63,19 +68,27 @@ class ConsoleObserver(Observer):
     def stage_started(self, name: str, total: int | None) -> None:
         """Show a bar."""
         self._tasks[name] = self._progress.add_task(TITLES.get(name, name), total=total, detail="")
+        self._totals[name], self._told = total, time.monotonic()
         if not self.console.is_terminal:
             self.console.print(f"… {TITLES.get(name, name)}")
 
     def stage_advanced(self, name: str, done: int, detail: str) -> None:
-        """Move the bar."""
+        """Move the bar; where none does, say now and then how far it is."""
         if name in self._tasks:
             self._progress.update(self._tasks[name], completed=done, detail=detail)
+        if not self.console.is_terminal and time.monotonic() - self._told >= HEARTBEAT:
+            of = f" of {total}" if (total := self._totals.get(name)) else ""
+            self._say(f"  {done}{of}: {escape(detail)}")
 
     def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
         """Say how the epoch went, where no bar does."""
         if not self.console.is_terminal:
             text = "  ".join(f"{key} {value:.4g}" for key, value in figures.items() if key not in HIDDEN)
-            self.console.print(f"  {name} epoch {epoch + 1}: {text}", highlight=False)
+            self._say(f"  {name} epoch {epoch + 1}: {text}")
+
+    def _say(self, line: str) -> None:
+        self._told = time.monotonic()
+        self.console.print(line, highlight=False, soft_wrap=True)
 
     def stage_finished(self, name: str, seconds: float, note: str, reused: bool) -> None:
         """Replace the bars of the stage by one line."""

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.objectives.base import Objective, TeacherRecord
-from iekd.compress.objectives.build import build_objective
-from iekd.compress.objectives.catalogue import is_mutual, reads_maps
+from iekd.compress.objectives.build import build_objective, taps_for
+from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.ensemble import EnsembleTeacher
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.quantizers.simulated import Answers, Simulated
-from iekd.compress.shared import Ask, answers_of, in_precision, shared_checkpoints
+from iekd.compress.shared import Ask, answers_of, as_asked, shared_checkpoints
 from iekd.compress.teacher import first_network
 from iekd.compress.teacher_cache import AnswerCache, bytes_needed
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
@@ -154,8 +154,8 @@ class Taps(NamedTuple):
 
 
 def taps_of(config: RunConfig) -> Taps:
-    """Where the objective reads the networks: nowhere if it reads logits alone, so that it takes any network."""
-    return Taps(config.teacher_taps, config.taps) if reads_maps(config.objective) else Taps((), ())
+    """Where the objective reads the networks."""
+    return Taps(taps_for(config.objective, config.teacher_taps), taps_for(config.objective, config.taps))
 
 
 def tap_teacher(network: nn.Module, taps: Sequence[int | str], size: int) -> Teacher:
@@ -297,7 +297,7 @@ def _cache(name: str, shapes: tuple[tuple[int, ...], ...], views: int, job: Job)
         )
         return None
     key = sha256_of(job.folder / "teacher" / "model.safetensors")[:16]
-    return AnswerCache(_own_folder(job.folder / "cache" / f"{in_precision(name, job)}-{key}"), shapes, images, views)
+    return AnswerCache(_own_folder(job.folder / "cache" / f"{as_asked(name, job)}-{key}"), shapes, images, views)
 
 
 def _own_folder(path: Path) -> Path:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iekd.compress.job import Job
+from iekd.compress.objectives.catalogue import reads_before_activation
 from iekd.compress.teacher_cache import bytes_needed
 from iekd.compress.views import Batch
 from iekd.files import atomic_file, disk_errors, write_json
@@ -38,7 +39,7 @@ class SharedAnswers:
 
     def __init__(self, ask: Ask, job: Job) -> None:
         assert job.shared is not None
-        self.ask, self.job, self.folder = ask, job, job.shared / in_precision("answers", job)
+        self.ask, self.job, self.folder = ask, job, job.shared / as_asked("answers", job)
         self._held: tuple[int, dict[str, Tensor]] = (-1, {})
 
     def __call__(self, batch: Batch) -> Features:
@@ -82,10 +83,14 @@ def answers_of(ask: Ask, shapes: tuple[TapShape, ...], job: Job, views: int) -> 
     return SharedAnswers(ask, job)
 
 
-def in_precision(name: str, job: Job) -> str:
-    """Name of what is kept of the teacher's answers: those in mixed precision are others than those in float32."""
+def as_asked(name: str, job: Job) -> str:
+    """Name of what is kept of the teacher's answers.
+
+    Those in mixed precision are others than those in float32, and maps before an activation others than behind it.
+    """
     mixed = job.accelerator.mixed_precision
-    return name if mixed == "no" else f"{name}-{mixed}"
+    early = "-before" if reads_before_activation(job.config.objective) else ""
+    return f"{name}{early}" if mixed == "no" else f"{name}{early}-{mixed}"
 
 
 def shared_checkpoints(job: Job, name: str, *identity: object) -> Path:

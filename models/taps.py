@@ -12,16 +12,29 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from iekd.errors import InputError
 
 AUTO = "auto"
 """The last stage whose map has more than one position; the last of all where none has."""
 
+BEFORE = "before:"
+"""Put before a stage's number or name: its map before the activation that ends it, where one does."""
+
 PROBE_SIZE = 64
 """Pixels of the smallest image by which modules that put out a map are told from modules that pool one."""
 
+_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
+"""Where modules are defined that can end a stage as its activation."""
+
 _LOGITS_ALONE = "Use an objective on logits alone, such as `--objective kd`, or another network."
+
+
+def before(tap: int | str) -> str:
+    """That tap with ``BEFORE`` in front, which it may have already."""
+    name = str(tap)
+    return name if name.startswith(BEFORE) else f"{BEFORE}{name}"
 
 
 class Features(NamedTuple):
@@ -41,6 +54,15 @@ class TapShape(NamedTuple):
     width: int
 
 
+class Read(NamedTuple):
+    """What one tap reads."""
+
+    stage: int
+    """Number, from 0."""
+    activation: str = ""
+    """Name of the module whose input is read; empty: the stage's own map."""
+
+
 class Tapped(nn.Module):
     """A network whose forward returns logits and the maps of chosen stages.
 
@@ -49,13 +71,14 @@ class Tapped(nn.Module):
     Args:
         network: an image classifier.
         taps: stages by number, negative from the end (``-1``: the last map before pooling), by name, or ``AUTO``; of a
-            network without ``forward_intermediates``, the modules that put out a map.  Without any tap nothing is
-            asked of the network but its logits.
+            network without ``forward_intermediates``, the modules that put out a map.  With ``BEFORE`` in front, the
+            map before the activation that ends the stage.  Without any tap nothing is asked of the network but its
+            logits.
         image_size: height and width of the images to come: some networks take no others.
 
     Attributes:
         available: names of the stages that can be tapped, from the input's end to the output's.
-        stages: numbers of the chosen ones, in the same order, each once.
+        reads: what the taps read, in the same order, each once.
 
     Raises:
         InputError: the network lacks a tap asked for, or cannot be tapped.
@@ -66,43 +89,52 @@ class Tapped(nn.Module):
         self.network = network
         self.native = hasattr(network, "forward_intermediates") and hasattr(network, "forward_head")
         self.available: tuple[str, ...] = ()
-        self.stages: tuple[int, ...] = ()
+        self.reads: tuple[Read, ...] = ()
         if taps:
             self.available = _stages(network) if self.native else _map_modules(network, image_size)
-            self.stages = tuple(sorted({self._stage(tap, image_size) for tap in taps}))
+            reads = {self._read(tap, image_size) for tap in taps}
+            self.reads = tuple(sorted(reads, key=lambda read: (read.stage, not read.activation)))
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Numbers of the stages that are read, a number a tap."""
+        return tuple(read.stage for read in self.reads)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the chosen stages."""
-        return tuple(self.available[stage] for stage in self.stages)
+        """Of the taps."""
+        return tuple(f"{BEFORE if read.activation else ''}{self.available[read.stage]}" for read in self.reads)
 
     def forward(self, images: Tensor) -> Features:
         """Logits and taps of a batch (B, 3, H, W)."""
-        if not self.stages:
+        if not self.reads:
             return Features(self.network(images), ())
-        if self.native:
-            final, maps = self.network.forward_intermediates(  # type: ignore[operator]
-                images, indices=list(self.stages), output_fmt="NCHW"
-            )
-            return Features(self.network.forward_head(final), tuple(maps))  # type: ignore[operator]
-        return self._forward_hooked(images)
+        with _inputs_of(self.network, {read.activation for read in self.reads if read.activation}) as inputs:
+            logits, maps = self._forward_native(images) if self.native else self._forward_hooked(images)
+        taps = (_as_map(inputs[read.activation]) if read.activation else maps[read.stage] for read in self.reads)
+        return Features(logits, tuple(taps))
 
-    def _forward_hooked(self, images: Tensor) -> Features:
-        seen: dict[str, Tensor] = {}
+    def _forward_native(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        stages = sorted(set(self.stages))
+        final, maps = self.network.forward_intermediates(images, indices=stages, output_fmt="NCHW")  # type: ignore[operator]
+        return self.network.forward_head(final), dict(zip(stages, maps, strict=True))  # type: ignore[operator]
+
+    def _forward_hooked(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        seen: dict[int, Tensor] = {}
         modules = dict(self.network.named_modules())
         handles = []
-        for name in self.names:
+        for stage in set(self.stages):
 
-            def keep(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
-                seen[name] = output.clone()  # what follows may work in place, as `nn.ReLU(inplace=True)` does
+            def keep(_module: nn.Module, _inputs: object, output: Tensor, stage: int = stage) -> None:
+                seen[stage] = output.clone()  # what follows may work in place, as `nn.ReLU(inplace=True)` does
 
-            handles.append(modules[name].register_forward_hook(keep))
+            handles.append(modules[self.available[stage]].register_forward_hook(keep))
         try:
             logits = self.network(images)
         finally:
             for handle in handles:
                 handle.remove()
-        return Features(logits, tuple(_as_map(seen[name]) for name in self.names))
+        return logits, {stage: _as_map(output) for stage, output in seen.items()}
 
     @torch.no_grad()
     def shapes(self, image_size: int) -> tuple[TapShape, ...]:
@@ -116,6 +148,14 @@ class Tapped(nn.Module):
         with _blank_image(self.network, image_size) as image:
             return int(self.network(image).shape[1])
 
+    def _read(self, tap: int | str, image_size: int) -> Read:
+        name = str(tap)
+        if not name.startswith(BEFORE):
+            return Read(self._stage(tap, image_size))
+        name = name.removeprefix(BEFORE)
+        stage = self._stage(int(name) if name.removeprefix("-").isdigit() else name, image_size)
+        return Read(stage, _ending_activation(self.network, self.available[stage], image_size))
+
     def _stage(self, tap: int | str, image_size: int) -> int:
         """The number, from 0, of a stage asked for by number or name."""
         count = len(self.available)
@@ -128,15 +168,16 @@ class Tapped(nn.Module):
         raise InputError(
             f"{type(self.network).__name__} has no tap {tap}.",
             f"Valid: 0 to {count - 1}, -{count} to -1 counted from the end, {AUTO}, or by name: "
-            f"{', '.join(filter(None, self.available))}.  --tap names the student's, --teacher-tap the teacher's.",
+            f"{', '.join(filter(None, self.available))}; with {BEFORE} in front, the map before the stage's last "
+            f"activation.  --tap names the student's, --teacher-tap the teacher's.",
         )
 
     def _last_with_positions(self, image_size: int) -> int:
         """What ``AUTO`` stands for; all stages are tapped for it once."""
-        self.stages = tuple(range(len(self.available)))
+        self.reads = tuple(Read(stage) for stage in range(len(self.available)))
         shapes = self.shapes(image_size)
-        wide = [stage for stage, shape in zip(self.stages, shapes, strict=True) if shape.height * shape.width > 1]
-        return wide[-1] if wide else self.stages[-1]
+        wide = [stage for stage, shape in enumerate(shapes) if shape.height * shape.width > 1]
+        return wide[-1] if wide else len(shapes) - 1
 
 
 def _stages(network: nn.Module) -> tuple[str, ...]:
@@ -145,6 +186,55 @@ def _stages(network: nn.Module) -> tuple[str, ...]:
         raise InputError(f"{type(network).__name__} names no feature stages.", _LOGITS_ALONE)
     entries = info if isinstance(info, list) else info.info
     return tuple(str(entry["module"]) for entry in entries)
+
+
+@torch.no_grad()
+def _ending_activation(network: nn.Module, stage: str, image_size: int) -> str:
+    """Name of the activation whose output is the stage's own, seen on one image; empty where none ends it."""
+    ends = [""]
+    last: list[tuple[str, object]] = []
+    handles = []
+    for name, module in network.named_modules():
+        if type(module).__module__ in _ACTIVATIONS:
+
+            def note(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
+                last[:] = [(name, output)]
+
+            handles.append(module.register_forward_hook(note))
+
+    def compare(_module: nn.Module, _inputs: object, output: object) -> None:
+        ends[:] = [name for name, seen in last if seen is output] or [""]
+
+    handles.append(network.get_submodule(stage).register_forward_hook(compare))
+    _run_once(network, handles, image_size)
+    return ends[0]
+
+
+@contextmanager
+def _inputs_of(network: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor]]:
+    """What the modules of these names get, filled as the network runs; each one's last call counts.
+
+    They do not work in place meanwhile: what they got must outlive them.
+    """
+    seen: dict[str, Tensor] = {}
+    handles, in_place = [], []
+    for name in names:
+
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
+            seen[name] = inputs[0]
+
+        module = network.get_submodule(name)
+        handles.append(module.register_forward_pre_hook(keep))
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
+            in_place.append(module)
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in in_place:
+            module.inplace = True  # type: ignore[assignment]
 
 
 def _map_modules(network: nn.Module, image_size: int) -> tuple[str, ...]:
@@ -182,13 +272,18 @@ def _seen_maps(network: nn.Module, image_size: int) -> tuple[str, ...]:
                     order.append(name)
 
             handles.append(module.register_forward_hook(note))
+    _run_once(network, handles, image_size)
+    return tuple(dict.fromkeys(order))
+
+
+def _run_once(network: nn.Module, hooks: Sequence[RemovableHandle], image_size: int) -> None:
+    """Run the network on one blank image, and take its hooks off again."""
     try:
         with _blank_image(network, image_size) as image:
             network(image)
     finally:
-        for handle in handles:
-            handle.remove()
-    return tuple(dict.fromkeys(order))
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import quantisers
 from quantiser_table import gaps, measurably_more_accurate, points_behind
 
+from iekd.files import write_json
+
 
 def rows(backend: str, **files: tuple[float, float]) -> list[dict[str, Any]]:
     """Points lost and milliseconds by file."""
@@ -67,3 +69,27 @@ def test_a_student_that_learns_slowly_has_epochs_of_its_own(
     for student in epochs:
         quantisers.train("teacher", student, quantisers.parser().parse_args(given), Path("run"), until="export")
     assert {values["student"]: values["epochs"] for values in asked} == epochs
+
+
+def test_a_finished_result_of_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["quantisers.py", "--students", "one", "--out", str(tmp_path), "--seed", "1"]
+    (tmp_path / "one").mkdir()
+    under = quantisers.made_under(quantisers.parser().parse_args(words[1:]))
+    write_json(tmp_path / "one" / "result.json", {"student": "one", "rows": [], "made_under": under})
+    shown: list[Any] = []
+    monkeypatch.setattr(quantisers, "show", shown.append)
+    monkeypatch.setattr(sys, "argv", [*words, "--seconds", "9"])
+    quantisers.main()
+    assert [student["student"] for student in shown[0]] == ["one"]
+    monkeypatch.setattr(sys, "argv", [*words, "--threads", "1"])
+    with pytest.raises(SystemExit) as ended:
+        quantisers.main()
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "result.json was made under other settings: threads 2, now 1." in told.err
+    assert told.err.count("\n") == 1
+    write_json(tmp_path / "one" / "result.json", {"student": "one", "rows": []})
+    quantisers.main()
+    assert "made by an older version" in capsys.readouterr().out

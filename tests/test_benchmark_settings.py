@@ -105,6 +105,18 @@ def test_rows_of_older_versions_are_taken_with_a_line(tmp_path: Path, capsys: py
         refuse_other_rows(given(tmp_path), dataclasses.replace(SMALL, epochs=2))
 
 
+@pytest.mark.parametrize("said", [{}, {"reads": "stages"}])
+def test_a_row_of_od_that_was_read_behind_the_activation_is_refused(said: dict[str, str], tmp_path: Path) -> None:
+    teach(tmp_path)
+    for row in ("at+kd", "ie-od+kd@inherit_weight=2"):
+        file = keep_row(tmp_path, row)
+        found = json.loads(file.read_text())
+        made = {key: value for key, value in found["made_under"].items() if key != "reads"}
+        write_json(file, {**found, "made_under": {**made, **said}})
+    with pytest.raises(RunFolderError, match=r"ie-od\+kd.*made under other settings: reads stages, now before:"):
+        refuse_other_rows(given(tmp_path), SMALL)
+
+
 def test_what_is_left_of_a_training_goes_on_under_its_own_settings_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,8 +206,8 @@ def test_rows_that_tap_different_stages_train_side_by_side(tmp_path: Path) -> No
     def keep(row: str, seed: int, trained: Trained, seconds: float) -> None:
         kept[row] = trained.facts
 
-    run_side_by_side(own, [("ft", 0), (TAPPED, 0), ("kd@tap=0", 0), ("dml@tap=0", 0)], keep)
-    assert set(kept) == {"ft", TAPPED, "kd@tap=0", "dml@tap=0"}
+    run_side_by_side(own, [("ft", 0), ("od", 0), (TAPPED, 0), ("kd@tap=0", 0), ("dml@tap=0", 0)], keep)
+    assert set(kept) == {"ft", "od", TAPPED, "kd@tap=0", "dml@tap=0"}
     assert kept[TAPPED]["pull_inherit"] > 0
     assert kept["ft"]["pull_transfer"] > 0
     own.arguments.precision = "bf16"

@@ -8,16 +8,30 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from iekd.compress.objectives.base import Objective, TeacherRecord
-from iekd.compress.objectives.catalogue import OBJECTIVES, Entry, valid_names
+from iekd.compress.objectives.catalogue import (
+    OBJECTIVES,
+    Entry,
+    reads_before_activation,
+    reads_maps,
+    valid_names,
+)
 from iekd.compress.objectives.composite import Composite, LogitTerm
 from iekd.compress.objectives.ensemble import EnsembleTransfer
 from iekd.compress.objectives.lift import InheritExplore, Weights
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.objectives.transfer import Transfer, common_shape
 from iekd.errors import InputError, unknown_name
-from iekd.models.taps import TapShape
+from iekd.models.taps import TapShape, before
 
-__all__ = ["Objective", "ObjectiveSettings", "TeacherRecord", "build_objective", "make_lift", "parse_objective"]
+__all__ = [
+    "Objective",
+    "ObjectiveSettings",
+    "TeacherRecord",
+    "build_objective",
+    "make_lift",
+    "parse_objective",
+    "taps_for",
+]
 
 _LISTED_BY = "iekd-compress objectives"
 
@@ -114,6 +128,16 @@ def make_lift(
     if settings.inherit_fraction == 1 and settings.inherit_weight is None:
         weights = weights._replace(inherit=weights.transfer)  # nothing explores: a lift is then the plain transfer
     return InheritExplore(transfer, shape[1:], student, weights, settings, lifted=entry.kind == "lift")
+
+
+def taps_for(name: str, taps: Sequence[int | str]) -> tuple[int | str, ...]:
+    """Where this objective, a valid one, reads a network that is to be read at ``taps``.
+
+    That is nowhere if it reads logits alone, so that it takes any network.
+    """
+    if not reads_maps(name):
+        return ()
+    return tuple(before(tap) for tap in taps) if reads_before_activation(name) else tuple(taps)
 
 
 def require_as_many(teacher: Sequence[TapShape], student: Sequence[TapShape]) -> None:

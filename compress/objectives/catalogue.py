@@ -34,6 +34,7 @@ class Entry:
             mutual mode with an ``inherit_weight`` lifts a transfer.
         fewest_classes: that leave the term something to teach.
         why: what it lacks with fewer.
+        before_activation: it reads maps before the activation that ends a stage, where one does.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Entry:
     defaults: Mapping[str, float] = field(default_factory=dict)
     fewest_classes: int = 2
     why: str = ""
+    before_activation: bool = False
 
 
 _ENTRIES = (
@@ -115,6 +117,7 @@ _ENTRIES = (
         "Heo et al., ICCV 2019, arXiv 1904.01866",
         f"{_HERE}.overhaul:OverhaulTransfer",
         {"transfer_weight": 2.0, "inherit_weight": 1.105, "explore_weight": 1.105},
+        before_activation=True,
     ),
     Entry(
         "vkd",
@@ -192,6 +195,11 @@ def reads_maps(name: str) -> bool:
     """Does this objective, a valid one, look at the networks' maps, and not at their logits alone?"""
     terms = [OBJECTIVES[part] for part in name.lower().split("+")]
     return any(term.kind == "transfer" or "inherit_weight" in term.defaults for term in terms)
+
+
+def reads_before_activation(name: str) -> bool:
+    """Does this objective read maps before the activation that ends a stage, where one does?"""
+    return any(part in OBJECTIVES and OBJECTIVES[part].before_activation for part in name.lower().split("+"))
 
 
 def is_labels_alone(name: str) -> bool:

@@ -15,8 +15,9 @@ from iekd.models.taps import TapShape
 class OverhaulTransfer(Transfer):
     """``od``: the code is the teacher's map behind a margin ReLU, the head a 1x1 convolution to as many channels.
 
-    The margin of a channel is its mean negative value (section 3.2), estimated from the probe batch; it is 0 where the
-    tap lies behind a ReLU and has no negative values.
+    Both maps are those before the activation that ends their stage (figure 3), where one does (``taps_for``).  The
+    margin of a channel is its mean negative value (section 3.2), estimated from the probe batch; it is 0 where a
+    channel has no negative values.
     """
 
     margin: Tensor

@@ -18,6 +18,8 @@ from iekd.compress import measure
 from iekd.compress.config import make_config
 from iekd.compress.observer import Observer
 from iekd.compress.one_measurement import lock_file, one_measurement
+from iekd.compress.quantizers import SCHEMES, comparison
+from iekd.compress.quantizers.candidates import fastest_of
 from iekd.compress.searching import latency_table
 from iekd.compress.searching.latency_table import Entry, LatencyTable, describe
 from iekd.compress.searching.space import Candidate
@@ -61,6 +63,25 @@ def test_what_the_gpu_lacks_or_refuses_leaves_the_others(tmp_path: Path, monkeyp
     assert set(found["latency"]) == {"fp32", "fp16", "bf16"}
     assert found["left_out"] == {"int8": "TensorRT does not read it."}
     assert describe(found).endswith(" ms, no int8")
+
+
+def test_the_fastest_recipe_counts_whatever_an_untrained_network_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without weights that mean something, one flipped answer of sixteen would throw a recipe out."""
+    chosen: list[list[tuple[str, float]]] = []
+
+    def fastest(candidates: list[Any]) -> Any:
+        chosen.append([(candidate.recipe, candidate.accuracy) for candidate in candidates])
+        return fastest_of(candidates)
+
+    monkeypatch.setattr(comparison, "fastest_of", fastest)
+    assert set(look_up(tmp_path, precision="int8")["latency"]) == {"fp32", "int8"}
+    scheme = SCHEMES["int8-x86-onnxruntime"]
+    (tried,) = chosen
+    assert {accuracy for _, accuracy in tried} == {0}
+    assert len(tried) > 1
+    assert {recipe for recipe, _ in tried} <= set(scheme.recipes)
 
 
 def test_workers_measure_each_candidate_once_and_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,12 @@ from objective_samples import Says, features, numeric_gradient, objective, randn
 from torch import Tensor
 
 from iekd.compress.objectives import EnsembleTeacher, ObjectiveSettings, build_mutual, build_objective
+from iekd.compress.objectives.build import taps_for
 from iekd.compress.objectives.factor import FactorTransfer
 from iekd.compress.objectives.orthogonal import OrthogonalProjection
 from iekd.compress.objectives.overhaul import OverhaulTransfer
-from iekd.models.taps import Features, TapShape
+from iekd.models.registry import Architecture, build
+from iekd.models.taps import Features, Tapped, TapShape
 
 TEACHER, STUDENT = (TapShape(6, 8, 8),), (TapShape(8, 4, 4),)
 BATCH, CLASSES = 3, 5
@@ -156,6 +158,26 @@ def test_od_without_negative_values_has_margins_of_zero() -> None:
     made.prepare(tap)
     assert made.margin[0].item() < 0
     assert made.margin[1].item() == 0
+
+
+@pytest.mark.parametrize("name", ["od", "ie-od+kd"])
+def test_od_reads_the_maps_before_a_stages_relu_where_their_margins_are(name: str) -> None:
+    assert taps_for(name, (-1, "layer3", "before:0")) == ("before:-1", "before:layer3", "before:0")
+    networks = [build(Architecture("timm", net), 5, 32).eval() for net in ("cifar_resnet20", "cifar_resnet8x4")]
+    student, teacher = (Tapped(network, taps_for(name, (-1,)), 32) for network in networks)
+    made, images = objective(name, teacher=teacher.shapes(32), student=student.shapes(32)), randn(16, 3, 32, 32).float()
+    with torch.no_grad():
+        made.prepare(student(images), teacher(images))
+    assert float((made.lifts[0].transfer.margin < 0).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("name", ["ft", "ie-at+kd", "vkd"])
+def test_other_transfers_read_the_stages_own_maps(name: str) -> None:
+    assert taps_for(name, (-1, "before:layer3")) == (-1, "before:layer3")
+
+
+def test_terms_on_logits_tap_nothing() -> None:
+    assert taps_for("kd", (-1,)) == ()
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(4, 6), (6, 4), (5, 5)])

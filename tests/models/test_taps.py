@@ -10,7 +10,7 @@ from torch import nn
 
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
-from iekd.models.taps import Tapped
+from iekd.models.taps import Tapped, before
 
 
 def resnet() -> nn.Module:
@@ -48,9 +48,9 @@ def test_several_names_come_in_the_networks_order_each_once() -> None:
 
 @pytest.mark.parametrize("tap", ["layer5", 5, -6])
 def test_an_unknown_tap_lists_the_valid_names(tap: int | str) -> None:
-    with pytest.raises(InputError, match=rf"ResNet has no tap {tap}\..*0 to 4.*act1, layer1, layer2, layer3, layer4\."):
+    with pytest.raises(InputError, match=rf"ResNet has no tap {tap}\..*0 to 4.*act1, layer1, layer2, layer3, layer4;"):
         Tapped(resnet(), (tap,))
-    with pytest.raises(InputError, match=r"by name: 0, 1, 2, 3, 4\."):
+    with pytest.raises(InputError, match=r"by name: 0, 1, 2, 3, 4;"):
         Tapped(tiny_networks.student(3), ("conv",))
 
 
@@ -130,3 +130,76 @@ def test_a_tap_is_what_the_module_put_out_though_the_next_works_in_place() -> No
     assert torch.equal(tap, residual.convolution(images()))
     tap.sum().backward()
     assert residual.convolution.weight.grad is not None
+
+
+ENDING = [
+    ("resnet10t", "before:layer4", 64),
+    ("resnet50", "before:layer4", 32),
+    ("cifar_resnet20", "before:stages.2", 32),
+    ("cifar_wrn_16_1", "before:stages.2", 32),
+    ("cifar_vgg8", "before:stages.4", 32),
+    ("efficientnet_b0", "blocks.6", 32),
+    ("convnext_atto", "stages.3", 32),
+    ("vit_tiny_patch16_224", "blocks.11", 32),
+]
+
+
+@pytest.mark.parametrize(("name", "tap", "size"), ENDING, ids=[row[0] for row in ENDING])
+def test_before_is_what_the_last_activation_of_a_stage_gets(name: str, tap: str, size: int) -> None:
+    network = build(Architecture("timm", name), 3, size).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight)  # fresh residual branches give zeros
+    working_in_place = [module for module in network.modules() if getattr(module, "inplace", False)]
+    tapped = Tapped(network, (before(-1), -1), size)
+    own = tapped(images(size))
+    plain = Tapped(network, (-1,), size)(images(size))
+    assert torch.equal(own.logits, plain.logits)
+    assert torch.equal(own.taps[-1], plain.taps[0])
+    assert [module for module in network.modules() if getattr(module, "inplace", False)] == working_in_place
+    assert tapped.names[-1] == tap.removeprefix("before:")
+    if tap.startswith("before:"):
+        early, late = own.taps
+        assert tapped.names[0] == tap
+        assert tapped.stages == (tapped.stages[-1],) * 2
+        assert bool((early < 0).any())
+        assert torch.equal(early.clamp(min=0), late)
+        (pull,) = torch.autograd.grad(own.logits.sum(), early)
+        assert bool((pull[late > 0] != 0).all()), "the logits are computed from that very map"
+        assert bool((pull[early < 0] == 0).all())
+    else:
+        assert len(own.taps) == 1, "no activation ends the stage: before it is the stage's own map"
+
+
+class Shared(nn.Module):
+    """One activation in several places, as torchvision's blocks have, and another that ends no stage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.second = nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.ReLU(inplace=True)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2), nn.Hardswish())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.act(self.second(self.act(self.first(images)))))
+        return logits
+
+
+def test_before_in_a_users_network() -> None:
+    network = nn.Sequential(Shared())
+    network[0].head = nn.Identity()
+    network = nn.Sequential(network, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    tapped = Tapped(network, ("before:-1", "before:0.0.second", "0.0.first"), 16)
+    assert tapped.names == ("0.0.first", "0.0.second", "before:0")
+    first, second, early = tapped(images()).taps
+    block = network[0][0]
+    assert torch.equal(first, block.first(images()))
+    assert torch.equal(second, block.second(block.first(images()).relu()))
+    assert torch.equal(early, second), "the last of the calls of the shared activation"
+    assert block.act.inplace
+
+
+def test_an_unknown_stage_before_its_activation_is_told_as_any() -> None:
+    with pytest.raises(InputError, match=r"ResNet has no tap layer5\..*before: in front"):
+        Tapped(resnet(), ("before:layer5",))
