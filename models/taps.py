@@ -12,23 +12,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from iekd.errors import InputError
+from iekd.models.stages import PROBE_SIZE, blank_image, ending_activation, map_modules, named_stages
 
 AUTO = "auto"
 """The last stage whose map has more than one position; the last of all where none has."""
 
 BEFORE = "before:"
 """Put before a stage's number or name: its map before the activation that ends it, where one does."""
-
-PROBE_SIZE = 64
-"""Pixels of the smallest image by which modules that put out a map are told from modules that pool one."""
-
-_ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
-"""Where modules are defined that can end a stage as its activation."""
-
-_LOGITS_ALONE = "Use an objective on logits alone, such as `--objective kd`, or another network."
 
 
 def before(tap: int | str) -> str:
@@ -91,7 +83,7 @@ class Tapped(nn.Module):
         self.available: tuple[str, ...] = ()
         self.reads: tuple[Read, ...] = ()
         if taps:
-            self.available = _stages(network) if self.native else _map_modules(network, image_size)
+            self.available = named_stages(network) if self.native else map_modules(network, image_size)
             reads = {self._read(tap, image_size) for tap in taps}
             self.reads = tuple(sorted(reads, key=lambda read: (read.stage, not read.activation)))
 
@@ -139,13 +131,13 @@ class Tapped(nn.Module):
     @torch.no_grad()
     def shapes(self, image_size: int) -> tuple[TapShape, ...]:
         """The shape of each tap for one image of ``image_size`` pixels."""
-        with _blank_image(self.network, image_size) as image:
+        with blank_image(self.network, image_size) as image:
             return tuple(TapShape(*tap.shape[1:]) for tap in self(image).taps)
 
     @torch.no_grad()
     def classes(self, image_size: int) -> int:
         """How many classes there are logits for, seen on one image of ``image_size`` pixels."""
-        with _blank_image(self.network, image_size) as image:
+        with blank_image(self.network, image_size) as image:
             return int(self.network(image).shape[1])
 
     def _read(self, tap: int | str, image_size: int) -> Read:
@@ -154,7 +146,7 @@ class Tapped(nn.Module):
             return Read(self._stage(tap, image_size))
         name = name.removeprefix(BEFORE)
         stage = self._stage(int(name) if name.removeprefix("-").isdigit() else name, image_size)
-        return Read(stage, _ending_activation(self.network, self.available[stage], image_size))
+        return Read(stage, ending_activation(self.network, self.available[stage], image_size))
 
     def _stage(self, tap: int | str, image_size: int) -> int:
         """The number, from 0, of a stage asked for by number or name."""
@@ -178,36 +170,6 @@ class Tapped(nn.Module):
         shapes = self.shapes(image_size)
         wide = [stage for stage, shape in enumerate(shapes) if shape.height * shape.width > 1]
         return wide[-1] if wide else len(shapes) - 1
-
-
-def _stages(network: nn.Module) -> tuple[str, ...]:
-    info = getattr(network, "feature_info", None)
-    if not info:
-        raise InputError(f"{type(network).__name__} names no feature stages.", _LOGITS_ALONE)
-    entries = info if isinstance(info, list) else info.info
-    return tuple(str(entry["module"]) for entry in entries)
-
-
-@torch.no_grad()
-def _ending_activation(network: nn.Module, stage: str, image_size: int) -> str:
-    """Name of the activation whose output is the stage's own, seen on one image; empty where none ends it."""
-    ends = [""]
-    last: list[tuple[str, object]] = []
-    handles = []
-    for name, module in network.named_modules():
-        if type(module).__module__ in _ACTIVATIONS:
-
-            def note(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
-                last[:] = [(name, output)]
-
-            handles.append(module.register_forward_hook(note))
-
-    def compare(_module: nn.Module, _inputs: object, output: object) -> None:
-        ends[:] = [name for name, seen in last if seen is output] or [""]
-
-    handles.append(network.get_submodule(stage).register_forward_hook(compare))
-    _run_once(network, handles, image_size)
-    return ends[0]
 
 
 @contextmanager
@@ -235,67 +197,6 @@ def _inputs_of(network: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor
             handle.remove()
         for module in in_place:
             module.inplace = True  # type: ignore[assignment]
-
-
-def _map_modules(network: nn.Module, image_size: int) -> tuple[str, ...]:
-    """Names of the modules that put out a map, in the order in which they run.
-
-    Seen on one image of the size to come or, where that is small and the network takes others, of ``PROBE_SIZE``: on a
-    smaller one the last stage's map has one position, as what is pooled has on any.
-    """
-    name = type(network).__name__
-    refused: Exception | None = None
-    for size in dict.fromkeys((max(image_size, PROBE_SIZE), image_size)):
-        try:
-            order = _seen_maps(network, size)
-            break
-        except (RuntimeError, ValueError, AssertionError, IndexError) as error:
-            refused = error
-    else:
-        raise InputError(
-            f"{name} does not take images of {image_size} x {image_size} pixels.", "Give another --image-size."
-        ) from refused
-    if not order:
-        raise InputError(f"{name} has no module whose output is a feature map.", _LOGITS_ALONE)
-    return order
-
-
-@torch.no_grad()
-def _seen_maps(network: nn.Module, image_size: int) -> tuple[str, ...]:
-    order: list[str] = []
-    handles = []
-    for name, module in network.named_modules():
-        if name and not isinstance(module, (nn.Identity, nn.Dropout)):
-
-            def note(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
-                if isinstance(output, Tensor) and output.dim() in (3, 4) and output[0, 0].numel() > 1:
-                    order.append(name)
-
-            handles.append(module.register_forward_hook(note))
-    _run_once(network, handles, image_size)
-    return tuple(dict.fromkeys(order))
-
-
-def _run_once(network: nn.Module, hooks: Sequence[RemovableHandle], image_size: int) -> None:
-    """Run the network on one blank image, and take its hooks off again."""
-    try:
-        with _blank_image(network, image_size) as image:
-            network(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _blank_image(network: nn.Module, image_size: int) -> Iterator[Tensor]:
-    """One image (1, 3, H, W) for a network that is in eval mode meanwhile."""
-    training = network.training
-    network.eval()
-    parameter = next(network.parameters())
-    try:
-        yield torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    finally:
-        network.train(training)
 
 
 def _as_map(output: Tensor) -> Tensor:
