@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from iekd.compress.quantizers import SCHEMES
 from iekd.compress.quantizers.simulated import GRIDS, Grid, Simulated
+from iekd.models.registry import Architecture, build
 from iekd.models.taps import Tapped
 
 pytest.importorskip("nncf")
@@ -67,6 +68,19 @@ def test_taps_and_logits_come_quantised_and_the_network_stays_as_it_was(name: st
     plain = simulated.network
     assert plain.state_dict().keys() == tapped.network.state_dict().keys()
     assert torch.equal(plain(given), tapped.network(given))
+
+
+def test_a_map_before_an_activation_does_not_move_the_rounding() -> None:
+    """Reading there keeps a ReLU from working in place; where NNCF rounds must not hang on that."""
+    network = build(Architecture("timm", "cifar_resnet20"), 4, 16).eval()
+    late, early = (Simulated(Tapped(network, taps, 16), images(), COARSE) for taps in ((-1,), ("before:-1",)))
+    given = images()
+    assert torch.equal(early(given).logits, late(given).logits)
+    (map_before,) = early(given).taps
+    assert bool((map_before < 0).any())
+    assert any(getattr(module, "inplace", False) for module in network.modules())
+    early.train()(given).taps[0].square().mean().backward()
+    assert all(parameter.grad is not None for parameter in early.network.stages.parameters())
 
 
 def test_finer_grids_are_nearer_to_float() -> None:
