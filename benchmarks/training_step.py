@@ -26,7 +26,7 @@ from torch import nn
 from iekd.compress.clipping import clip, clip_groups
 from iekd.compress.distill import Distillation
 from iekd.compress.objectives.base import Objective
-from iekd.compress.objectives.build import build_objective
+from iekd.compress.objectives.build import build_objective, taps_for
 from iekd.compress.objectives.lift import FORMS
 from iekd.compress.objectives.logits import distillation_loss
 from iekd.compress.objectives.settings import ObjectiveSettings
@@ -109,7 +109,8 @@ def main() -> None:
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     targets = torch.randint(0, CLASSES, (arguments.batch,))
     steps = {"bare": bare_step(teacher, bare, images, targets)}
-    tapped, student = Tapped(teacher).eval(), Tapped(ours)
+    taps = taps_for(arguments.objective, (-1,))
+    tapped, student = Tapped(teacher, taps, arguments.size).eval(), Tapped(ours, taps, arguments.size)
     objective = build_objective(
         arguments.objective,
         teacher=tapped.shapes(arguments.size),
