@@ -125,6 +125,27 @@ def test_each_network_of_ie_dml_inherits_from_and_explores_away_from_the_other()
             assert_is(found[f"{name}.{term}"], lambda maps, n=number: terms(maps)[n], own.taps[0])  # type: ignore[misc]
 
 
+def test_what_ie_dml_learns_beside_the_networks_is_the_others_maps_relative_to_their_size() -> None:
+    """Kim et al. 2018, eq. 1 (L1), divided by the maps' mean size: one auto-encoder a network, of the other's maps."""
+    b, a = (Features(own.logits.float(), tuple(tap.float() for tap in own.taps)) for own in answers())
+    settings = ObjectiveSettings(factor_channels=3, hidden_channels=4)
+    made = build_mutual("ie-dml", (Says(a), Says(b)), image_size=8, settings=settings, transfer="ft").eval()
+    found = made(torch.zeros(BATCH, 3, 8, 8), TARGETS)
+    maps = {"a": b.taps[0], "b": halved(a.taps[0].detach().numpy())}  # each side at the smaller size of both
+    for number, name in enumerate("ab"):
+        (part,) = made.learners[number].parts
+        given = torch.as_tensor(maps[name]).detach().float()
+        back = part.decoder(part.encoder(given)).detach().double().numpy()
+        exact = given.double().numpy()
+        naive = np.abs(back - exact).mean() / np.abs(exact).mean()
+        term = found[f"{name}.reconstruction"]
+        assert term.item() == pytest.approx(naive, rel=1e-5)
+        bias = part.decoder[-1].bias
+        (gradient,) = torch.autograd.grad(term, bias, retain_graph=True)
+        signs = np.sign(back - exact).sum((0, 2, 3)) / exact.size / np.abs(exact).mean()
+        np.testing.assert_allclose(gradient.numpy(), signs, atol=1e-6)
+
+
 def test_od_is_its_formula() -> None:
     """Heo et al. 2019: margins are mean negative values, the code max(x, m), the distance partial."""
     student, teacher = answers()
