@@ -28,7 +28,7 @@ from iekd.errors import InputError
 from iekd.files import sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 from iekd.models.ensemble import Ensemble
-from iekd.models.taps import AUTO, Features, Tapped
+from iekd.models.taps import AUTO, BEFORE, Features, Tapped
 
 MOST_VIEWS = 8
 """Augmented views kept of each image when the settings leave it open; more views cost disk and first-time forwards."""
@@ -124,7 +124,7 @@ def distill_network(
     tapped_teacher = tap_teacher(teacher, taps.teacher, size).to(job.device).to(memory_format=torch.channels_last)
     tapped_teacher.eval().requires_grad_(False)
     student = Tapped(network, taps.student, size).to(job.device)
-    if AUTO in taps.teacher + taps.student:
+    if any(str(tap).removeprefix(BEFORE) == AUTO for tap in taps.teacher + taps.student):
         names = [", ".join(tapped.names) for tapped in (tapped_teacher, student)]
         job.observer.note(f"Tapped: {names[0]} of the teacher, {names[1]} of the student.")
     objective = make_objective(job.config, tapped_teacher, student, size, job.classes).to(job.device)
@@ -239,6 +239,8 @@ def _prepare_from_data(objective: Objective, teacher: Teacher, student: Tapped, 
     images = torch.from_numpy(job.some_images(job.data.train, PROBE_IMAGES)).to(job.device)
     student.eval()
     objective.prepare(student(images), teacher(images))
+    for remark in objective.remarks():
+        job.observer.note(remark)
 
 
 def _train(
@@ -263,7 +265,8 @@ def _train(
         objective.eval()
         example = compact(teacher(torch.zeros(1, 3, size, size, device=job.device)))
         cache = _cache("records", tuple(tuple(part.shape[1:]) for part in example), views, job)
-        ask = answers_of(asked(teacher, job.accelerator), teacher.shapes(size), job, MOST_VIEWS if cache else 0)
+        kept = max(views, MOST_VIEWS) if cache else 0  # all runs of a search count alike, however short
+        ask = answers_of(asked(teacher, job.accelerator), teacher.shapes(size), job, kept)
         frozen = FrozenTeacher(lambda batch: compact(ask(batch)), cache)
     task = Distillation(student, objective)
     checkpoints = job.folder / "checkpoints" / name

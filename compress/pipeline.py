@@ -21,7 +21,7 @@ from iekd.compress.engine_stage import build_run_engines, engines_fit
 from iekd.compress.job import Job, make_accelerator, open_data
 from iekd.compress.make_report import make_report
 from iekd.compress.measure import benchmark, export_models, require_backend
-from iekd.compress.objectives.catalogue import is_mutual
+from iekd.compress.objectives.catalogue import is_mutual, reading_of
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan, plan_from_json, plan_to_json
 from iekd.compress.precisions import precisions_asked
@@ -100,7 +100,8 @@ def run_stages(
         require_backend(config)  # before hours of training, not after
     accelerator = make_accelerator(config)
     images = open_data(config) if isinstance(data, str) else data
-    with RunFolder.open(config, {"data": images.digest}, observer, accelerator) as folder:
+    identity = {"data": images.digest, **reading_of(config.objective)}
+    with RunFolder.open(config, identity, observer, accelerator) as folder:
         plan = _plan(folder, config, images, teacher, student, observer)
         config = plan.settle(config)
         folder.keep_config(to_yaml(config))

@@ -38,7 +38,9 @@ class AnswerCache:
     def __init__(self, folder: Path, shapes: tuple[tuple[int, ...], ...], images: int, views: int) -> None:
         layout = {"shapes": [list(shape) for shape in shapes], "images": images, "views": views}
         description = folder / "layout.json"
-        fresh = not description.exists() or json.loads(description.read_text()) != layout
+        files = ["filled.npy", *(f"answer{number}.npy" for number in range(len(shapes)))]
+        kept = all((folder / name).exists() for name in (description.name, *files))  # each alone would lie
+        fresh = not kept or json.loads(description.read_text()) != layout
         folder.mkdir(parents=True, exist_ok=True)
         with disk_errors(folder):
             self._filled = _mapped(folder / "filled.npy", (images, views), np.uint8, fresh)

@@ -15,7 +15,7 @@ PROBE_SIZE = 64
 """Pixels of the smallest image by which modules that put out a map are told from modules that pool one."""
 
 _ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "timm.layers.activations_me")
-"""Where modules are defined that can end a stage as its activation."""
+"""Where modules, or what they derive from, are defined that can end a stage as its activation."""
 
 _LOGITS_ALONE = "Use an objective on logits alone, such as `--objective kd`, or another network."
 
@@ -35,24 +35,35 @@ def named_stages(network: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def ending_activation(network: nn.Module, stage: str, image_size: int) -> str:
-    """Name of the activation whose output is the stage's own, seen on one image; empty where none ends it."""
-    ends = [""]
-    last: list[tuple[str, object]] = []
-    handles = []
-    for name, module in network.named_modules():
-        if type(module).__module__ in _ACTIVATIONS:
+    """Name of the activation whose output is the stage's own, seen on one image; empty where none ends it.
 
-            def note(_module: nn.Module, _inputs: object, output: object, name: str = name) -> None:
-                last[:] = [(name, output)]
+    That is so, too, where the stage's name is that of no module, as in some of timm's networks.
+    """
+    ends, last = [""], [("", torch.empty(0), 0)]
+    handles = []
+    modules = dict(network.named_modules())
+    if stage not in modules:
+        return ""
+    for name, module in modules.items():
+        if any(kind.__module__ in _ACTIVATIONS for kind in type(module).__mro__):
+
+            def note(_module: nn.Module, _inputs: object, output: Tensor, name: str = name) -> None:
+                last[:] = [(name, output, _changes(output))]
 
             handles.append(module.register_forward_hook(note))
 
-    def compare(_module: nn.Module, _inputs: object, output: object) -> None:
-        ends[:] = [name for name, seen in last if seen is output] or [""]
+    def compare(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        ((name, seen, changes),) = last
+        ends[:] = [name if seen is output and changes == _changes(output) else ""]
 
-    handles.append(network.get_submodule(stage).register_forward_hook(compare))
+    handles.append(modules[stage].register_forward_hook(compare))
     _run_once(network, handles, image_size)
     return ends[0]
+
+
+def _changes(output: Tensor) -> int:
+    """How often a tensor was changed in place: what is added to an activation's output is behind the activation."""
+    return getattr(output, "_version", 0)
 
 
 def map_modules(network: nn.Module, image_size: int) -> tuple[str, ...]:

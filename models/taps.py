@@ -70,7 +70,7 @@ class Tapped(nn.Module):
 
     Attributes:
         available: names of the stages that can be tapped, from the input's end to the output's.
-        reads: what the taps read, in the same order, each once.
+        reads: what the taps read, in the same order, each tap once.
 
     Raises:
         InputError: the network lacks a tap asked for, or cannot be tapped.
@@ -84,8 +84,8 @@ class Tapped(nn.Module):
         self.reads: tuple[Read, ...] = ()
         if taps:
             self.available = named_stages(network) if self.native else map_modules(network, image_size)
-            reads = {self._read(tap, image_size) for tap in taps}
-            self.reads = tuple(sorted(reads, key=lambda read: (read.stage, not read.activation)))
+            reads = dict(self._read(tap, image_size) for tap in taps)
+            self.reads = tuple(reads[key] for key in sorted(reads))
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -101,9 +101,10 @@ class Tapped(nn.Module):
         """Logits and taps of a batch (B, 3, H, W)."""
         if not self.reads:
             return Features(self.network(images), ())
-        with _inputs_of(self.network, {read.activation for read in self.reads if read.activation}) as inputs:
+        early = {self.available[read.stage]: read.activation for read in self.reads if read.activation}
+        with _before_activations(self.network, early) as before:
             logits, maps = self._forward_native(images) if self.native else self._forward_hooked(images)
-        taps = (_as_map(inputs[read.activation]) if read.activation else maps[read.stage] for read in self.reads)
+        taps = (before[self.available[read.stage]] if read.activation else maps[read.stage] for read in self.reads)
         return Features(logits, tuple(taps))
 
     def _forward_native(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
@@ -140,13 +141,15 @@ class Tapped(nn.Module):
         with blank_image(self.network, image_size) as image:
             return int(self.network(image).shape[1])
 
-    def _read(self, tap: int | str, image_size: int) -> Read:
+    def _read(self, tap: int | str, image_size: int) -> tuple[tuple[int, bool], Read]:
+        """What a tap reads, and by what it is told from others and sorted."""
         name = str(tap)
         if not name.startswith(BEFORE):
-            return Read(self._stage(tap, image_size))
+            stage = self._stage(tap, image_size)
+            return (stage, True), Read(stage)
         name = name.removeprefix(BEFORE)
         stage = self._stage(int(name) if name.removeprefix("-").isdigit() else name, image_size)
-        return Read(stage, ending_activation(self.network, self.available[stage], image_size))
+        return (stage, False), Read(stage, ending_activation(self.network, self.available[stage], image_size))
 
     def _stage(self, tap: int | str, image_size: int) -> int:
         """The number, from 0, of a stage asked for by number or name."""
@@ -173,25 +176,37 @@ class Tapped(nn.Module):
 
 
 @contextmanager
-def _inputs_of(network: nn.Module, names: set[str]) -> Iterator[dict[str, Tensor]]:
-    """What the modules of these names get, filled as the network runs; each one's last call counts.
+def _before_activations(network: nn.Module, endings: dict[str, str]) -> Iterator[dict[str, Tensor]]:
+    """What each stage's last activation got, by the stage's name, filled as the network runs.
 
-    They do not work in place meanwhile: what they got must outlive them.
+    A stage's is what its activation got last before the stage ended: the same module may work elsewhere, too.
+    Activations do not work in place meanwhile: what they got must outlive them.
+
+    Args:
+        network: as it runs.
+        endings: names of stages and of the activations that end them.
     """
-    seen: dict[str, Tensor] = {}
+    got: dict[str, Tensor] = {}
+    before: dict[str, Tensor] = {}
     handles, in_place = [], []
-    for name in names:
+    for stage, activation in endings.items():
 
-        def keep(_module: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
-            seen[name] = inputs[0]
+        def note(_module: nn.Module, inputs: tuple[Tensor, ...], activation: str = activation) -> None:
+            got[activation] = inputs[0]
 
-        module = network.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(keep))
+        def keep(
+            _module: nn.Module, _inputs: object, _output: object, stage: str = stage, activation: str = activation
+        ) -> None:
+            before[stage] = got[activation]
+
+        module = network.get_submodule(activation)
+        handles.append(module.register_forward_pre_hook(note))
+        handles.append(network.get_submodule(stage).register_forward_hook(keep))
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
             in_place.append(module)
     try:
-        yield seen
+        yield before
     finally:
         for handle in handles:
             handle.remove()

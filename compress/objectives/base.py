@@ -48,6 +48,10 @@ class Objective(nn.Module):
             teacher: the teacher's answer to the same images.
         """
 
+    def remarks(self) -> tuple[str, ...]:
+        """Lines that the user should read, of what :meth:`prepare` found."""
+        return ()
+
     def record(self, teacher: Features) -> TeacherRecord:
         """Reduce the teacher's answer to what :meth:`forward` needs.  Called without gradient, in eval mode."""
         return TeacherRecord(teacher.logits, ())

@@ -202,6 +202,11 @@ def reads_before_activation(name: str) -> bool:
     return any(part in OBJECTIVES and OBJECTIVES[part].before_activation for part in name.lower().split("+"))
 
 
+def reading_of(name: str) -> dict[str, str]:
+    """What a run hangs on of how its objective reads the networks; its settings do not say it, nor do older runs."""
+    return {"maps for its objective": "before activations"} if reads_before_activation(name) else {}
+
+
 def is_labels_alone(name: str) -> bool:
     """Does this objective learn nothing from the teacher?"""
     return all(part in OBJECTIVES and OBJECTIVES[part].kind == "labels" for part in name.lower().split("+"))

@@ -48,6 +48,10 @@ class Composite(Objective):
         for number, lift in enumerate(self._lifts):
             lift.prepare(student.taps[number], teacher.taps[number])
 
+    def remarks(self) -> tuple[str, ...]:
+        """Of the transfers, each once."""
+        return tuple(dict.fromkeys(filter(None, (lift.transfer.remark() for lift in self._lifts))))
+
     def record(self, teacher: Features) -> TeacherRecord:
         """Logits, and one code a tap."""
         for lift in self._lifts:

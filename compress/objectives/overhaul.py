@@ -34,6 +34,15 @@ class OverhaulTransfer(Transfer):
         count = (tap < 0).sum((0, 2, 3)).clamp(min=1)
         self.margin.copy_((tap.clamp(max=0).sum((0, 2, 3)) / count)[:, None, None])
 
+    def remark(self) -> str:
+        """Without margins little is left of OD."""
+        if bool((self.margin < 0).any()):
+            return ""
+        return (
+            "OD: the teacher's map has no negative values where it is read, so that all margins are 0: no activation "
+            "module ends that stage, or none that is known."
+        )
+
     def record(self, tap: Tensor) -> Tensor:
         """The map behind the margin ReLU, of mean square 1 an image."""
         tap = torch.maximum(tap.float(), self.margin)

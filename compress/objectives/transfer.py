@@ -49,6 +49,10 @@ class Transfer(nn.Module):
     def prepare(self, tap: Tensor) -> None:
         """Estimate what is estimated from the teacher's maps (B, C, H, W) rather than trained."""
 
+    def remark(self) -> str:
+        """A line that the user should read, of what :meth:`prepare` found; may be empty."""
+        return ""
+
     def record(self, tap: Tensor) -> Tensor:
         """The code (B, ...) of the teacher's map (B, C, H, W), of a size that half precision holds."""
         raise NotImplementedError

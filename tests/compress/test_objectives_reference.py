@@ -190,6 +190,15 @@ def test_od_reads_the_maps_before_a_stages_relu_where_their_margins_are(name: st
     with torch.no_grad():
         made.prepare(student(images), teacher(images))
     assert float((made.lifts[0].transfer.margin < 0).float().mean()) > 0.9
+    assert made.remarks() == ()
+
+
+def test_od_without_any_margin_says_so() -> None:
+    student, teacher = answers()
+    made = objective("od", teacher=TEACHER, student=STUDENT)
+    made.prepare(student, Features(teacher.logits, (teacher.taps[0].abs(),)))
+    (remark,) = made.remarks()
+    assert "all margins are 0" in remark
 
 
 @pytest.mark.parametrize("name", ["ft", "ie-at+kd", "vkd"])

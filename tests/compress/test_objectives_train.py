@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from safetensors.torch import load_file
 from small import settings
 
 import iekd
+from iekd.compress.config import make_config
 from iekd.compress.diagnose import diagnose
 from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
 from iekd.deploy.report import read_report
-from iekd.errors import InputError
+from iekd.errors import InputError, RunFolderError
 from iekd.models.checkpoint import load_artefact
 
 ROWS = (*TABLE, *(Row(name, {}, frozenset(terms)) for name, terms in MUTUAL))
@@ -175,8 +178,6 @@ def test_what_ie_dml_lifts_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_mutual_learning_has_no_teacher_to_train_before(tmp_path: Path) -> None:
-    from iekd.compress.config import make_config
-    from iekd.compress.pipeline import run_stages
 
     given = tiny(tmp_path / "run", objective="dml")
     with pytest.raises(InputError, match="no teacher to train before"):
@@ -188,3 +189,17 @@ def test_mutual_learning_has_no_teacher_to_train_before(tmp_path: Path) -> None:
             Observer(),
             until="teacher",
         )
+
+
+def test_what_od_reads_is_told_and_part_of_the_run(teacher: str, tmp_path: Path) -> None:
+    """Maps behind the activation are another objective's: a run that an older version began does not go on."""
+    given = tiny(tmp_path / "run", objective="od", epochs=1, teacher=teacher, teacher_epochs=0, tap="auto")
+    notes = Notes()
+    run_stages(make_config(given), teacher, given["student"], "digits", notes, until="distill")
+    assert any(text.startswith("Tapped: ") for text in notes.told)
+    file = tmp_path / "run" / "run.json"
+    state = json.loads(file.read_text())
+    assert state["identity"].pop("maps for its objective") == "before activations"
+    file.write_text(json.dumps(state))
+    with pytest.raises(RunFolderError, match="holds a run of other maps for its objective"):
+        run_stages(make_config(given), teacher, given["student"], "digits", Observer(), until="distill")

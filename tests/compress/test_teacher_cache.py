@@ -72,3 +72,14 @@ def test_size_is_known_beforehand(tmp_path: Path) -> None:
     AnswerCache(tmp_path, SHAPES, 6, 2)
     written = sum(file.stat().st_size for file in tmp_path.glob("answer*.npy"))
     assert 0 < written - bytes_needed(SHAPES, 6, 2) <= 256
+
+
+@pytest.mark.parametrize("gone", ["answer0.npy", "answer1.npy", "filled.npy"])
+def test_a_file_that_was_deleted_is_asked_for_anew_and_never_read_as_zeros(gone: str, tmp_path: Path) -> None:
+    teacher = Teacher()
+    before = ask(AnswerCache(tmp_path, SHAPES, 6, 1), teacher, [4], 0)
+    (tmp_path / gone).unlink()
+    after = ask(AnswerCache(tmp_path, SHAPES, 6, 1), teacher, [4], 0)
+    assert teacher.asked == 2
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert bool((after[0] > 1).all())

@@ -168,7 +168,7 @@ def test_before_is_what_the_last_activation_of_a_stage_gets(name: str, tap: str,
         assert bool((pull[late > 0] != 0).all()), "the logits are computed from that very map"
         assert bool((pull[early < 0] == 0).all())
     else:
-        assert len(own.taps) == 1, "no activation ends the stage: before it is the stage's own map"
+        assert torch.equal(*own.taps), "no activation ends the stage: before it is the stage's own map"
 
 
 class Shared(nn.Module):
@@ -203,3 +203,69 @@ def test_before_in_a_users_network() -> None:
 def test_an_unknown_stage_before_its_activation_is_told_as_any() -> None:
     with pytest.raises(InputError, match=r"ResNet has no tap layer5\..*before: in front"):
         Tapped(resnet(), ("before:layer5",))
+
+
+class Everywhere(nn.Module):
+    """One activation for two stages and the classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU(inplace=True)
+        self.one = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), act)
+        self.two = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), act)
+        self.hidden = nn.Linear(4, 5)
+        self.act = act
+        self.out = nn.Linear(5, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.out(self.act(self.hidden(self.two(self.one(images)).mean((2, 3)))))
+        return logits
+
+
+def test_an_activation_that_works_elsewhere_too_is_read_where_the_stage_ends() -> None:
+    network = Everywhere().eval()
+    tapped = Tapped(network, ("before:one", "before:two", "one"), 16)
+    assert tapped.names == ("before:one", "one", "before:two")
+    early, late, second = tapped(images()).taps
+    assert torch.equal(early, network.one[0](images()))
+    assert torch.equal(late, early.relu())
+    assert torch.equal(second, network.two[0](late))
+
+
+class Adding(nn.Module):
+    """What is added in place to an activation's output stands behind the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 3, 3, padding=1)
+        self.act = nn.ReLU()
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.act(self.convolution(maps))
+        found += maps
+        return found
+
+
+class Own(nn.ReLU):
+    """A user's own kind of a known activation."""
+
+
+@pytest.mark.parametrize(("block", "found"), [(Adding(), False), (nn.Sequential(nn.Conv2d(3, 3, 1), Own()), True)])
+def test_what_ends_a_stage_is_its_activation(block: nn.Module, found: bool) -> None:
+    network = nn.Sequential(block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    (name,) = Tapped(network, ("before:-1",), 16).names
+    assert name.startswith("before:") == found
+
+
+@pytest.mark.parametrize("name", ["twins_svt_small", "mvitv2_tiny"])
+def test_a_stage_whose_name_is_no_module_is_read_as_it_is(name: str) -> None:
+    network = timm.create_model(name, num_classes=3, img_size=64)
+    early, late = Tapped(network, ("before:-1",), 64), Tapped(network, (-1,), 64)
+    assert early.names == late.names
+    assert early.shapes(64) == late.shapes(64)
+
+
+def test_a_tap_before_and_behind_are_two_also_where_no_activation_ends_the_stage() -> None:
+    """So that the teacher's and the student's taps are as many."""
+    pair = [build(Architecture("timm", name), 3, 32).eval() for name in ("cifar_resnet20", "mobilenetv2_035")]
+    assert [len(Tapped(network, ("before:-1", -1), 32).stages) for network in pair] == [2, 2]
