@@ -13,7 +13,10 @@ import numpy as np
 from rich.table import Table
 
 from iekd.compress import bench_tables
+from iekd.compress.board import config_of
 from iekd.compress.data import ImageData, load_data
+from iekd.compress.job import open_data
+from iekd.compress.targets import TARGETS
 from iekd.compress.views import plain_arrays
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Array, Session, get_backend
@@ -23,7 +26,8 @@ from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.openvino_format import is_openvino, weights_beside
 from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio
-from iekd.deploy.results import Accuracy
+from iekd.deploy.report import read_report
+from iekd.deploy.results import Accuracy, Report
 from iekd.deploy.throughput import measure_throughput
 from iekd.errors import InputError
 from iekd.files import sha256_of, write_json
@@ -58,16 +62,19 @@ class _Opened:
 def bench_files(
     files: list[Path],
     *,
-    data: str,
+    data: str | None,
     val_fraction: float | None,
     batch: int,
     seconds: float,
     threads: int | None,
-    backend: str,
+    backend: str | None,
     output: Path | None,
     modes: Modes | None = None,
 ) -> list[Table]:
-    """Measure files interleaved in one run: ONNX, .xml or engines; a run folder stands for its teacher and student.
+    """Measure files interleaved in one run: ONNX, .xml or engines.
+
+    A run folder stands for its teacher and the file that ships.  Images and backend that are None are the first run's,
+    where one is among the files, else the digits and ONNX Runtime.
 
     Returns:
         A table of accuracy and latency, and one for each further mode.
@@ -77,10 +84,16 @@ def bench_files(
             for other classes than the data's; or the files take images of different sizes.
     """
     paths, modes, folder = _expand(files), modes or Modes(), output or Path("bench")
+    config = next((config_of(report) for report in map(_report, files) if report), None)
+    backend = backend or (TARGETS[config.target].backend if config else "onnxruntime")
     if modes.repeat and len(paths) != 2:
         raise InputError(f"--repeat measures the ratio of two files, not of {len(paths)}.", "Give two.")
     cores = threads or len(os.sched_getaffinity(0))
-    images = load_data(data, val_fraction=val_fraction)
+    if data is None and val_fraction is None and config:
+        data, images = config.data, open_data(config)
+    else:
+        data = data or (config.data if config else "digits")
+        images = load_data(data, val_fraction=val_fraction)
     largest = max(batch, MULTI_STREAM_SAMPLES if modes.publishable else 1)
     with contextlib.ExitStack() as stack:
         opened: dict[str, _Opened] = {}
@@ -187,7 +200,9 @@ def _check_batch(path: Path, session: Session, batch: int, largest: int) -> None
 def _expand(files: list[Path]) -> list[Path]:
     paths: list[Path] = []
     for file in files:
-        if file.is_dir():
+        if report := _report(file):
+            paths += [file / "teacher.onnx", file / report.student.file]
+        elif file.is_dir():
             found = [file / f"{role}.onnx" for role in ("teacher", "student") if (file / f"{role}.onnx").exists()]
             if not found:
                 raise InputError(f"{file} holds no teacher.onnx or student.onnx.", "Give ONNX files or a finished run.")
@@ -195,6 +210,12 @@ def _expand(files: list[Path]) -> list[Path]:
         else:
             paths.append(file)
     return paths
+
+
+def _report(file: Path) -> Report | None:
+    """Of a run that has one."""
+    report = file / "report.json"
+    return read_report(report) if report.is_file() else None
 
 
 def _weights_sha256(path: Path) -> dict[str, str]:

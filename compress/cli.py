@@ -79,7 +79,7 @@ def compress(
     among them, as the command search; a network named exactly is trained, and judged by the limits.
 
     A command that was stopped goes on where it was when it is given again.  Exit status: 0 limits kept, 1 missed,
-    2 bad input, 3 a part of the environment is missing.
+    2 bad input, 3 a part of the environment is missing, 4 a file failed its check, 70 a defect, 130 interrupted.
     """
     if version:
         out.print(f"iekd-compress {__version__}", highlight=False)
@@ -135,21 +135,33 @@ def export(
 @app.command()
 def bench(
     files: Annotated[list[Path], typer.Argument(help="ONNX or .xml files, measured interleaved, or a run folder.")],
-    data: Annotated[str, typer.Option(help="Images to run on, and to judge accuracy by.")] = "digits",
+    data: Annotated[
+        str | None,
+        typer.Option(help="Images to run on, and to judge accuracy by.", show_default="the run's, or digits"),
+    ] = None,
     val_fraction: Annotated[float | None, typer.Option(help="As for the main job.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images a call.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.1, help="Measured seconds for each file.")] = 3.0,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads.")] = None,
-    backend: Annotated[str, typer.Option(help="onnxruntime, openvino, tensorrt, ...; a wrong one lists them.")] = (
-        "onnxruntime"
-    ),
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="onnxruntime, openvino, tensorrt, ...; a wrong one lists them.",
+            show_default="the run's, or onnxruntime",
+        ),
+    ] = None,
     streams: Annotated[int, typer.Option(min=0, help="Throughput too, with so many requests in flight.")] = 0,
     repeat: Annotated[int, typer.Option(min=0, help="Repeat the ratio of two files in fresh processes.")] = 0,
     publishable: Annotated[float, typer.Option(min=0, help="MLPerf's two figures, seconds each; 600 counts.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for traces and bench.json.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for traces and bench.json.", show_default="bench")
+    ] = None,
     debug: Debug = False,
 ) -> None:
-    """Measure accuracy and latency of files that carry their preprocessing; an .xml wants --backend openvino."""
+    """Measure accuracy and latency of files that carry their preprocessing; an .xml wants --backend openvino.
+
+    A run folder stands for its teacher and the file that ships.
+    """
     from iekd.compress.bench import Modes, bench_files
 
     for table in bench_files(

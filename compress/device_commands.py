@@ -28,6 +28,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
             "tensorrt"
         ),
         data: Annotated[str | None, typer.Option(help="Images to calibrate on, as for the main job.")] = None,
+        val_fraction: Annotated[float | None, typer.Option(help="As for the main job.")] = None,
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="Copy the engine and its manifest there.")
         ] = None,
@@ -77,6 +78,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
                 precision,
                 settings,
                 data=data,
+                val_fraction=val_fraction,
                 folder=model.parent,
                 progress=lambda share, phase: status.update(f"building {share:.0%}  {phase}"),
                 log=out.print if debug else None,

@@ -64,6 +64,7 @@ def build_engines(
     *,
     data: str | None,
     folder: Path,
+    val_fraction: float | None = None,
     progress: Progress | None = None,
     log: Any = None,
     tell: Callable[[str], None] = lambda _line: None,
@@ -76,6 +77,7 @@ def build_engines(
         settings: how to build.
         data: images as ``--data`` names them; every precision but fp32 needs them.
         folder: for the ONNX files in other precisions.
+        val_fraction: share of the images kept for validation, where they are one tree.
         progress: called with the share of the present build that is done, and its phase.
         log: called with each line of TensorRT's log.
         tell: with ``best``, called with each precision that is left out, and why.
@@ -93,7 +95,7 @@ def build_engines(
     get_backend("tensorrt").require()
     if precision == "fp32":
         return [Choice("fp32", model, build(model, settings, progress=progress, log=log))]
-    images = _images(data)
+    images = _images(data, val_fraction)
     make = functools.partial(build, settings=settings, progress=progress, log=log)
     if precision == "best":
         return _best(model, images, folder, make, tell)
@@ -202,12 +204,12 @@ def _value(choice: Choice) -> float:
     return choice.accuracy or 0.0
 
 
-def _images(data: str | None) -> ImageData:
+def _images(data: str | None, val_fraction: float | None) -> ImageData:
     if data is None:
         raise InputError(
             "another precision than fp32 needs images to calibrate on.", "Add --data, as for the main job."
         )
-    return load_data(data)
+    return load_data(data, val_fraction=val_fraction)
 
 
 def some_arrays(source: Any, model: Path, count: int) -> tuple[Any, Any]:

@@ -45,6 +45,7 @@ def quantize_file(
     target: str,
     max_drop: float,
     calibration_images: int | None = None,
+    val_fraction: float | None = None,
     seed: int = 0,
 ) -> str:
     """Write ``model`` in another precision; returns what to tell the user.
@@ -56,6 +57,7 @@ def quantize_file(
         model: float32 ONNX file that a run wrote.
         output: the file to write.
         data: images, as for the main job.
+        val_fraction: share of them kept for validation, where they are one tree; likewise.
         precision: as the target has it.
         target: what the file is for.
         max_drop: most accuracy that may be lost, 0..1; layers stay in float until it holds.
@@ -71,7 +73,7 @@ def quantize_file(
         raise unknown_name("target", target, TARGETS)
     scheme = scheme_of(precision, target)
     refuse_openvino(model, "quantisation", FLOAT_INSTEAD)
-    images = load_data(data)
+    images = load_data(data, val_fraction=val_fraction)
     if read_metadata(model).classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")
     calibrating, judging = choose_numbers(images.train.targets, calibration_images, seed)

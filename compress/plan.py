@@ -15,6 +15,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.data import ImageData
 from iekd.compress.objectives.catalogue import is_labels_alone
 from iekd.compress.observer import Observer
+from iekd.compress.precisions import left_out
 from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import member_names
@@ -74,7 +75,11 @@ def make_plan(
     classes = len(data.classes)
     teacher_origin, teacher_why = decide_weights(teacher, config.teacher_weights, classes, size)
     student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
-    notes = (*_scratch_notes({"teacher": teacher_why, "student": student_why}), *_label_notes(config))
+    notes = (
+        *_scratch_notes({"teacher": teacher_why, "student": student_why}),
+        *_label_notes(config),
+        *left_out(config),
+    )
     for note in notes:
         observer.note(note)
     return Plan(

@@ -12,7 +12,7 @@ from iekd.errors import EnvironmentMissingError, InputError, unknown_name
 
 
 def precisions_asked(config: RunConfig) -> tuple[str, ...]:
-    """Beside fp32, the precisions to make.
+    """Beside fp32, the precisions to make; with ``best`` those of the target for which everything is installed.
 
     Raises:
         InputError: the target has not the one that was asked for.
@@ -21,7 +21,7 @@ def precisions_asked(config: RunConfig) -> tuple[str, ...]:
     if config.precision == "fp32":
         return ()
     if config.precision == "best":
-        return has
+        return tuple(name for name in has if _lacking(name, config.target) is None)
     scheme_of(config.precision, config.target, ("fp32", "best"))
     return (config.precision,)
 
@@ -45,6 +45,24 @@ def scheme_of(precision: str, target: str, others: tuple[str, ...] = ()) -> str:
     raise unknown_name(f"precision of {target}", precision, (*others, *schemes))
 
 
+def left_out(config: RunConfig) -> tuple[str, ...]:
+    """A line for each precision that ``best`` leaves out, since a library for it is not installed."""
+    if config.precision != "best":
+        return ()
+    lacking = (_lacking(name, config.target) for name in TARGETS[config.target].schemes)
+    return tuple(f"{error.message.removesuffix('.')}; it is left out: {error.hint}" for error in lacking if error)
+
+
+def _lacking(precision: str, target: str) -> EnvironmentMissingError | None:
+    """What is said where the library that makes a precision is not installed."""
+    needed = _NEEDS.get(TARGETS[target].schemes[precision])
+    if not needed or importlib.util.find_spec(needed) is not None:
+        return None
+    return EnvironmentMissingError(
+        f"{precision} for {target} needs {needed}, which is not installed.", _INSTALLS.get(needed, INSTALL)
+    )
+
+
 _NEEDS = {
     "fp16": "onnxconverter_common",
     "bf16": "onnxconverter_common",
@@ -52,6 +70,10 @@ _NEEDS = {
     "fp8-tensorrt": "modelopt",
 }
 INSTALL = "pip install 'iekd-compress[quantize]'"
+_INSTALLS = {
+    "modelopt": "pip install nvidia-modelopt requests onnx-graphsurgeon lief",
+    "onnxconverter_common": "pip install onnxconverter-common",
+}
 
 
 def require_quantizers(config: RunConfig) -> None:
@@ -59,17 +81,13 @@ def require_quantizers(config: RunConfig) -> None:
 
     Raises:
         InputError: a precision that the target has not, or ``--qat always`` without one that it serves.
-        EnvironmentMissingError: what they need is not installed.
+        EnvironmentMissingError: what they need is not installed; with ``best``, what any of them needs.
     """
     asked = {precision: TARGETS[config.target].schemes[precision] for precision in precisions_asked(config)}
-    for precision, scheme in asked.items():
-        needed = _NEEDS.get(scheme)
-        if needed and importlib.util.find_spec(needed) is None:
-            how = "pip install nvidia-modelopt requests onnx-graphsurgeon lief"
-            raise EnvironmentMissingError(
-                f"{precision} for {config.target} needs {needed}, which is not installed.",
-                how if needed == "modelopt" else INSTALL,
-            )
+    wanted = asked or (TARGETS[config.target].schemes if config.precision == "best" else {})
+    for precision in wanted:
+        if error := _lacking(precision, config.target):
+            raise error
     if config.qat != "always":
         return
     if not set(asked.values()) & set(GRIDS):

@@ -13,11 +13,13 @@ import socket
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from filelock import FileLock
 
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.data import ImageData
 from iekd.compress.job import open_data
+from iekd.compress.objectives.catalogue import reading_of
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import STUDENT_EPOCHS, make_plan
@@ -165,9 +167,12 @@ class _Search:
         run = f"{phase}/{candidate.name}"
         config = self._run_config(candidate, run, phase)
         shared = self._teacher_run(candidate.size) / "shared"
-        report = run_stages(
-            config, config.teacher, config.student, self.data, self.observer, until="report", shared=shared
-        )
+        try:
+            report = run_stages(
+                config, config.teacher, config.student, self.data, self.observer, until="report", shared=shared
+            )
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"it needs more memory than the GPU has ({error}).", "Lower --batch-size.") from error
         assert report is not None
         points = points_of(report, candidate, phase, self._reference_accuracy(), run, socket.gethostname())
         fast = [point for point in points if self.limits.fast_enough(point.latency.value)]
@@ -175,7 +180,7 @@ class _Search:
         return {"points": [point.model_dump() for point in points]}, (best.retained, best.latency.value)
 
     def _run_config(self, candidate: Candidate, run: str, phase: Phase) -> RunConfig:
-        short = phase == "short"
+        short, precision = phase == "short", self._precision(candidate)
         return dataclasses.replace(
             self.config,
             teacher=str(self._teacher(candidate.size)),
@@ -183,10 +188,10 @@ class _Search:
             teacher_epochs=0,
             teacher_weights="auto",
             prune=candidate.prune,
-            precision=self._precision(candidate),
+            precision=precision,
             image_size=candidate.size,
             epochs=self._short_epochs() if short else self.epochs,
-            qat="never" if short and self.config.qat == "auto" else self.config.qat,
+            qat="never" if short and self.config.qat == "auto" else self._qat(precision),
             out=str(self.folder / run),
         )
 
@@ -196,6 +201,10 @@ class _Search:
         others = [value for precision, value in latency.items() if precision != "fp32"]
         slower = bool(others) and min(others) > SLACK * latency["fp32"]
         return "fp32" if self.config.precision == "best" and slower else self.config.precision
+
+    def _qat(self, precision: str) -> str:
+        """``always`` is refused where no int8 is made."""
+        return "never" if precision == "fp32" and self.config.qat == "always" else self.config.qat
 
     def _short_epochs(self) -> int:
         return self.own.short_epochs or max(1, self.epochs // 4)
@@ -224,7 +233,13 @@ class _Search:
             candidate.student for candidate, entry in self.table.items() if "latency" in entry
         ):
             config = dataclasses.replace(
-                self.config, student=student, prune=0.0, precision="fp32", image_size=size, out=str(out)
+                self.config,
+                student=student,
+                prune=0.0,
+                precision="fp32",
+                qat=self._qat("fp32"),
+                image_size=size,
+                out=str(out),
             )
             try:
                 plan = make_plan(config, self.data, config.teacher, student, Observer())
@@ -259,6 +274,7 @@ class _Search:
             "data digest": self.data.digest,
             "machine (or its software)": machine_key(self.config),
         }
+        found |= reading_of(self.config.objective)
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 from iekd.deploy.device.builds import KILLED
 from iekd.deploy.device.explain import SWAP
+from iekd.deploy.device.parts import EXIT_DEFECT
 from iekd.deploy.remote_board import EXIT_SSH, Board, last_line
-from iekd.errors import EnvironmentMissingError, InputError
+from iekd.errors import EnvironmentMissingError, IekdError, InputError
 
 AGAIN = "Start the same command again: the run goes on."
 _LESS = (
@@ -19,6 +20,12 @@ _LESS = (
     f"--run-option=--workspace=512.  {SWAP}"
 )
 _EXIT_KILLED = 128 + signal.SIGKILL
+
+
+class BoardDefectError(IekdError):
+    """The program on the board ended with a defect; its traceback is among the lines that were shown."""
+
+    exit_code = EXIT_DEFECT
 
 
 def run_bundle(board: Board, place: str, arguments: Sequence[str], say: Callable[[str], None]) -> None:
@@ -33,6 +40,7 @@ def run_bundle(board: Board, place: str, arguments: Sequence[str], say: Callable
     Raises:
         InputError: ``run.py`` says so.
         EnvironmentMissingError: the connection broke, the run was killed, or it says that the board lacks something.
+        BoardDefectError: it ended with a defect of its own.
     """
     code, last, told = _over_ssh(board, _command(board, place, arguments), say)
     if code in (0, 1):
@@ -46,9 +54,11 @@ def run_bundle(board: Board, place: str, arguments: Sequence[str], say: Callable
             f"the run on {board.host} was {KILLED} (its last line: {last}).",
             _LESS,
         )
-    kind = InputError if code == 2 else EnvironmentMissingError
+    kind = {2: InputError, EXIT_DEFECT: BoardDefectError}.get(code, EnvironmentMissingError)
     reason = last.removeprefix("error: ")
-    raise kind(f"the run on {board.host} ended with exit code {code}: {reason}", "" if code in (2, 3) else AGAIN)
+    raise kind(
+        f"the run on {board.host} ended with exit code {code}: {reason}", "" if code in (2, 3, EXIT_DEFECT) else AGAIN
+    )
 
 
 def _command(board: Board, place: str, arguments: Sequence[str]) -> str:

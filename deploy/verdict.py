@@ -21,19 +21,20 @@ def judge(
     """
     misses = []
     if retained.value < min_retained:
-        misses.append(
-            f"The student keeps {retained.value:.1%} of the teacher's accuracy; {min_retained:.1%} was asked for."
-        )
+        kept, asked = _apart(retained.value, min_retained, (".1%", ".2%", ".4%"))
+        misses.append(f"The student keeps {kept} of the teacher's accuracy; {asked} was asked for.")
     if max_latency_ms is not None and latency.value > max_latency_ms:
-        misses.append(
-            f"The student takes {latency.value:.3g} ms (median); at most {max_latency_ms:.3g} ms was asked for."
+        taken, most = _apart(latency.value, max_latency_ms, (".3g", ".4g", ".6g"))
+        misses.append(f"The student takes {taken} ms (median); at most {most} ms was asked for.")
+    parts = [" ".join(misses) or _kept(retained, speedup, latency)]
+    if retained.low < min_retained <= retained.high:
+        parts.append(
+            f"The interval of the accuracy kept ({retained.low:.1%} to {retained.high:.1%}) reaches "
+            f"{'below' if retained.value >= min_retained else 'beyond'} the limit."
         )
-    sentence = " ".join(misses) or _kept(retained, speedup, latency)
-    close = not misses and retained.low < min_retained
-    if close:
-        sentence += (
-            f" The interval of the accuracy kept ({retained.low:.1%} to {retained.high:.1%}) reaches below the limit."
-        )
+    if max_latency_ms is not None and latency.low <= max_latency_ms < latency.high:
+        parts.append(f"The interval of the median ({latency.low:.3g} to {latency.high:.3g} ms) holds the limit.")
+    sentence = " ".join(parts)
     return Verdict(
         kept=not misses,
         retained=retained,
@@ -43,6 +44,12 @@ def judge(
         misses=misses,
         sentence=sentence,
     )
+
+
+def _apart(value: float, limit: float, formats: tuple[str, ...]) -> tuple[str, str]:
+    """Both in the first of ``formats`` that tells them apart."""
+    texts = [(format(value, one), format(limit, one)) for one in formats]
+    return next(((a, b) for a, b in texts if a != b), texts[-1])
 
 
 def _kept(retained: Interval, speedup: Interval, latency: Interval) -> str:

@@ -44,6 +44,9 @@ SECONDS = 0.3
 """Measured for each file: enough for a median that only sorts candidates out."""
 IMAGES = 32
 
+RULES = 2
+"""To be raised where figures are taken otherwise than before: those of earlier rules are measured again."""
+
 Entry = dict[str, Any]
 """``{"latency": {precision: milliseconds}}``, with ``"left_out": {precision: why}`` where one cannot be had, or
 ``{"refused": why}``."""
@@ -100,7 +103,8 @@ class LatencyTable:
             how += f"/{config.prune_goal}"
         precisions = "+".join(self._precisions())
         own = identity_of(candidate.student)
-        return f"{candidate.student} {own} {how} size={candidate.size} classes={self.classes} {precisions}"
+        what = f"{candidate.student} {own} {how} size={candidate.size} classes={self.classes} {precisions}"
+        return f"{what} rules={RULES}"
 
     def _precisions(self) -> tuple[str, ...]:
         """Those that are measured here: a board's files run there alone, and this GPU may lack some."""

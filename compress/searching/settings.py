@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,11 @@ def check(config: RunConfig, own: SearchSettings) -> None:
         InputError: an objective, a count, a limit or a teacher that cannot be used.
         EnvironmentMissingError: the target's runtime, or what makes its precisions, is not installed.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(
+            "a search is not spread over the processes of torchrun or accelerate.",
+            "Give the same command several times instead: the searches share what is to be trained.",
+        )
     if is_mutual(config.objective):
         raise InputError(
             f"{config.objective} trains both networks together: no teacher can be shared by all students.",

@@ -13,6 +13,7 @@ EXIT_KEPT = 0
 EXIT_MISSED = 1
 EXIT_BAD_INPUT = 2
 EXIT_ENVIRONMENT = 3
+EXIT_FAILED_CHECK = 4
 EXIT_DEFECT = 70
 """EX_SOFTWARE of sysexits.h, as the board's ``run.py`` has it."""
 
@@ -49,9 +50,10 @@ class DivergenceError(IekdError):
 
 
 class VerificationError(IekdError):
-    """An exported file does not compute what the model computes."""
+    """A file that was made fails its check: it does not compute what the model computes, loses more than is allowed, or
+    is no graph that the target takes.  No verdict, whose exit status is 1."""
 
-    exit_code = EXIT_MISSED
+    exit_code = EXIT_FAILED_CHECK
 
 
 class EnvironmentMissingError(IekdError):

@@ -287,7 +287,10 @@ def test_what_is_diagnosed_is_the_pruned_student(squeezed: Path, tmp_path: Path)
 
 def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    report = iekd.run(**settings(target="jetson-orin", precision="best", epochs=1, out=str(folder)))
+    limits = {"max_latency": "1ns", "min_retained": 0.01}
+    report = iekd.run(**settings(target="jetson-orin", precision="best", epochs=1, out=str(folder), **limits))
+    assert report.verdict.kept, "this machine's latency is not the board's"
+    assert "no more than 1ns is judged there" in " ".join(report.notes)
     assert (folder / "student.bundle.zip").is_file()
     index = json.loads((folder / "variants" / "variants.json").read_text())
     made = {entry["precision"] for entry in index["variants"]}
@@ -297,6 +300,7 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     shutil.unpack_archive(folder / "student.bundle.zip", tmp_path / "board")
     (place,) = (tmp_path / "board").iterdir()
     assert {path.stem for path in (place / "models").iterdir()} == {"fp32", *made}
+    assert json.loads((place / "limits.json").read_text())["max_latency_ms"] == pytest.approx(1e-6)
 
 
 FP8_ON_ORIN = (

@@ -124,7 +124,7 @@ def test_stages_one_by_one_on_photographs(small_folder: Path, tmp_path: Path) ->
     assert whole.stdout.count("from the earlier run") == 3
     single = command("export", "run/student", "-o", "own.onnx", cwd=tmp_path)
     assert single.returncode == 0, single.stderr
-    table = command("bench", "run", "own.onnx", "--data", values["data"], "--seconds", "0.2", cwd=tmp_path)
+    table = command("bench", "run", "own.onnx", "--seconds", "0.2", cwd=tmp_path)
     assert table.returncode == 0, table.stderr
     assert len(json.loads((tmp_path / "bench" / "bench.json").read_text())["models"]) == 3
     picture = next((small_folder / "val" / "dark").iterdir())

@@ -104,7 +104,7 @@ def shop(monkeypatch: pytest.MonkeyPatch) -> Workshop:
     shop = Workshop()
     for name in ("check_precision", "convert", "build", "get_backend"):
         monkeypatch.setattr(engines, name, getattr(shop, name))
-    monkeypatch.setattr(engines, "load_data", lambda _: shop.data)
+    monkeypatch.setattr(engines, "load_data", lambda _, **__: shop.data)
     monkeypatch.setattr(
         engines, "measure_latency", functools.partial(measure_latency, seconds=0.05, warmup_seconds=0.0)
     )

@@ -56,7 +56,7 @@ class Pictures(list[tuple[Image.Image, int]]):
 
 
 def data(train: Pictures, val: Pictures) -> Any:
-    return lambda _name: SimpleNamespace(classes=CLASSES, train=train, val=val, in_memory=True)
+    return lambda _name, **_: SimpleNamespace(classes=CLASSES, train=train, val=val, in_memory=True)
 
 
 def test_few_images_calibrate_by_half_unless_more_are_asked_for(

@@ -19,12 +19,13 @@ from small import settings
 
 import iekd
 from iekd.compress import variants
-from iekd.compress.config import make_config
+from iekd.compress.config import RunConfig, make_config
 from iekd.compress.distill import later_config
 from iekd.compress.observer import Observer
-from iekd.compress.precisions import grids_to_train, require_quantizers
+from iekd.compress.precisions import grids_to_train, left_out, precisions_asked, require_quantizers
 from iekd.compress.qat import qat_epochs
 from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
+from iekd.compress.targets import TARGETS
 from iekd.compress.variants import QAT_ARTEFACT, make_variants
 from iekd.deploy.graph_checks import is_quantized, require_tensorrt_graph
 from iekd.deploy.report import read_report
@@ -266,6 +267,31 @@ def test_without_nncf_auto_says_so_and_always_refuses(
     result, _, made = decide(plain=0.03, trained=0.0, qat="auto")
     assert made == ["plain"]
     assert "NNCF is not installed" in result["remarks"][0]
+
+
+def test_best_leaves_out_what_cannot_be_made_and_a_precision_by_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ask(target: str, precision: str, *gone: str) -> RunConfig:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in gone else real(name))
+        return make_config(tiny(target=target, precision=precision, qat="auto"))
+
+    real = importlib.util.find_spec
+    config = ask("tensorrt", "best")
+    assert (precisions_asked(config), left_out(config)) == (tuple(TARGETS["tensorrt"].schemes), ())
+    config = ask("tensorrt", "best", "modelopt")
+    require_quantizers(config)
+    assert precisions_asked(config) == tuple(name for name in TARGETS["tensorrt"].schemes if name != "fp8")
+    (line,) = left_out(config)
+    assert line.startswith(
+        "fp8 for tensorrt needs modelopt, which is not installed; it is left out: pip install nvidia"
+    )
+    with pytest.raises(EnvironmentMissingError, match="fp8 for tensorrt needs modelopt"):
+        require_quantizers(ask("tensorrt", "fp8", "modelopt"))
+    with pytest.raises(EnvironmentMissingError, match=r"int8 for openvino needs nncf.*\[quantize\]"):
+        require_quantizers(ask("openvino", "best", "nncf"))
+    with pytest.raises(EnvironmentMissingError, match="pip install onnxconverter-common"):
+        require_quantizers(ask("jetson-orin", "fp16", "onnxconverter_common"))
 
 
 def test_epochs_and_objective_where_the_settings_leave_them_open() -> None:

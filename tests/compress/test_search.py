@@ -6,19 +6,23 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
 import pytest
 import tiny_networks
+import torch
 from processes import forking
 from small import as_flags
 from small import search_settings as tiny
 from typer.testing import CliRunner
 
+from iekd.compress import search as search_module
 from iekd.compress.cli import app
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.observer import Observer
+from iekd.compress.precisions import require_quantizers
 from iekd.compress.search import limits_of, search
 from iekd.compress.searching import latency_table
 from iekd.compress.searching.latency_table import LatencyTable
@@ -447,3 +451,50 @@ def test_bad_input_is_told_in_a_line(call: Any, words: str, tmp_path: Path, monk
         call()
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_processes_of_torchrun_do_not_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="not spread over the processes of torchrun"):
+        search(tiny(tmp_path / "run", min_retained=0.9), OWN)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("qat", "precision", "phase", "trained"),
+    [
+        ("always", "fp32", "full", "never"),
+        ("always", "int8", "short", "always"),
+        ("auto", "int8", "short", "never"),
+        ("auto", "fp32", "full", "auto"),
+        ("never", "int8", "full", "never"),
+    ],
+)
+def test_int8_is_trained_for_where_it_is_made(
+    qat: str, precision: str, phase: Any, trained: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--qat always`` is refused by a run that makes no int8, as the teacher's is and one that float32 is left to."""
+    config = make_config(tiny(tmp_path, student="any", min_retained=0.9, precision="best", qat=qat))
+    own = search_module._Search(config, Limits(None, 0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
+    monkeypatch.setattr(own, "_precision", lambda _candidate: precision)
+    assert own._run_config(Candidate("a", 0.0, 16), "short/a", phase).qat == trained
+    monkeypatch.setattr(search_module, "make_plan", lambda *_: None)
+    monkeypatch.setattr(search_module, "rehearse", lambda config, *_: require_quantizers(config))
+    own.table, own.data = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}, SimpleNamespace(classes="ab")  # type: ignore[assignment]
+    assert own._teacher_config(16, tmp_path).precision == "fp32"
+
+
+def test_a_candidate_that_is_too_large_for_the_gpu_is_refused_like_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("tried to allocate 90 GiB")
+
+    config = make_config(tiny(tmp_path, student="any", min_retained=0.9))
+    own = search_module._Search(config, Limits(None, 0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
+    own.table = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}
+    monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
+    monkeypatch.setattr(search_module, "run_stages", run)
+    with pytest.raises(InputError, match=r"more memory than the GPU has \(tried to allocate 90 GiB\)\.  Lower --batch"):
+        own._train(Candidate("a", 0.0, 16), "short")

@@ -347,3 +347,18 @@ def test_the_verdict_holds_each_limit() -> None:
     assert "97.0% was asked for" in sentence
     assert "at most 2 ms was asked for" in sentence
     assert judged(0.97, 2.0, 2.0)[0], "on the limit is kept"
+
+
+def test_the_verdict_tells_what_rounds_alike_apart_and_where_a_limit_lies_within_an_interval() -> None:
+    def judged(retained: float, milliseconds: float) -> str:
+        given = interval(retained, 0.001), interval(8), interval(milliseconds, 0.01)
+        return judge(*given, min_retained=0.97, max_latency_ms=2.0).sentence
+
+    sentence = judged(0.9697, 2.004)
+    assert "keeps 96.97% of the teacher's accuracy; 97.00% was asked for" in sentence
+    assert "takes 2.004 ms (median); at most 2 ms" in sentence
+    assert "(96.9% to 97.1%) reaches beyond the limit" in sentence
+    assert sentence.endswith("The interval of the median (1.99 to 2.01 ms) holds the limit.")
+    assert judged(0.99, 1.995).endswith("holds the limit."), "kept, and close"
+    assert "interval" not in judged(0.99, 1.5)
+    assert "interval" not in judged(0.9, 3)

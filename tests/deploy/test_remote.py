@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import loopback
@@ -18,7 +19,7 @@ import pytest
 from bundle_samples import sample_bundle, sample_images, sample_models
 from small import command
 
-from iekd.deploy import remote, remote_agent
+from iekd.deploy import remote, remote_agent, remote_run
 from iekd.deploy.bundle import write_bundle
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
 
@@ -294,6 +295,14 @@ def test_the_board_s_own_errors_come_through(bundle: Path, reach: dict[str, Any]
     text = failed(bundle, reach, InputError, arguments=("--seconds", "x; touch /tmp/injected"))
     assert "ended with exit code 2" in text
     assert "invalid" in text
+
+
+def test_a_defect_on_the_board_is_one_here_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_run, "_over_ssh", lambda *_: (70, "KeyError: 'sm'", ""))
+    board: Any = SimpleNamespace(host="orin", python="python3")
+    with pytest.raises(IekdError, match=r"orin ended with exit code 70: KeyError: 'sm'$") as caught:
+        remote_run.run_bundle(board, "there", (), print)
+    assert caught.value.exit_code == 70
 
 
 def test_a_connection_that_breaks(bundle: Path, reach: dict[str, Any], tmp_path: Path) -> None:
