@@ -29,6 +29,7 @@ from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_k
 from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, points_of, promising
 from iekd.compress.searching.settings import SearchSettings, check, space_of
 from iekd.compress.searching.space import Candidate, Space
+from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.study import Study, open_storage, require_optuna
 from iekd.deploy.search_page import render
 from iekd.errors import InputError
@@ -114,7 +115,8 @@ class _Search:
         worth = [candidate for candidate in usable if self._is_worth_it(table[candidate])]
         if worth:
             self._reference_accuracy()  # the teacher comes first: without one that answers there is nothing to recover
-            short.explore(worth, self.own.trials, functools.partial(self._train, phase="short"))
+            first = spread_out(worth, table, self.own.trials)
+            short.explore(worth, self.own.trials, functools.partial(self._train, phase="short"), first)
             winners = promising(_points(short), self.limits, self.own.winners)
             full.complete(winners, functools.partial(self._train, phase="full"))
         too_slow = [candidate for candidate in usable if candidate not in worth]

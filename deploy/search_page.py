@@ -37,10 +37,17 @@ def pareto_chart(outcome: dict[str, Any]) -> str:
         axes.step(*_columns(front), "o-", where="post", color=STUDENT, markersize=6, label="front")
         if chosen is not None:
             axes.plot(*_columns([chosen]), "*", color=TEACHER, markersize=14, label="chosen")
-        for point in front:
+        for number, point in enumerate(front, 1):  # numbers, as in the table: names would lie upon one another
             place = point["latency"]["value"], 100 * point["retained"]
             axes.annotate(
-                _label(point), place, (7, -4), textcoords="offset points", va="top", fontsize=8, color=STUDENT
+                str(number),
+                place,
+                (4, -4),
+                textcoords="offset points",
+                va="top",
+                fontsize=9,
+                weight="bold",
+                color=STUDENT,
             )
         if limits["min_retained"] is not None or limits["max_latency_ms"] is not None:
             axes.plot([], [], "--", color=INK, linewidth=1, label="limit")
@@ -57,11 +64,6 @@ def pareto_chart(outcome: dict[str, Any]) -> str:
         axes.legend(loc="best")
 
     return _svg(draw, "Accuracy kept against latency of every file, with the Pareto front", (8.4, 3.8))
-
-
-def _label(point: dict[str, Any]) -> str:
-    pruned = f" -{100 * point['prune']:.4g}%" if point["prune"] else ""
-    return f"{point['student']}{pruned} {point['precision']}"
 
 
 def _columns(points: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:

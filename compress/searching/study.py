@@ -81,20 +81,24 @@ class Study:
         """Candidates that are done, being done by someone, or refused."""
         return _candidates(self._taken())
 
-    def explore(self, open_candidates: Sequence[Candidate], budget: int, work: Work) -> None:
-        """Train candidates that Optuna suggests until ``budget`` are done, by whomever, or none is open.
+    def explore(
+        self, open_candidates: Sequence[Candidate], budget: int, work: Work, first: Sequence[Candidate] = ()
+    ) -> None:
+        """Train ``first`` and then what Optuna suggests until ``budget`` are done, by whomever, or none is open.
 
         Args:
             open_candidates: those worth training; the others that Optuna suggests are told to be bad.
             budget: trained candidates of the whole study, over all workers.
             work: trains one; gives the JSON result to keep, and (retained accuracy, latency in ms) for the sampler.
+            first: some of the open candidates, from which the sampler learns.
         """
         while True:
             self._free_abandoned()
             taken = self.taken()
             left = [candidate for candidate in open_candidates if candidate not in taken]
+            start = [candidate for candidate in first if candidate in left]
             if left and len(taken) < budget:
-                trial, candidate = self._suggest(set(open_candidates), left)
+                trial, candidate = self._ask(start[0]) if start else self._suggest(set(open_candidates), left)
                 before = self._before(trial)
                 self._do(trial, candidate, work, mine=candidate not in before and len(before) < budget)
             elif not self._wait():

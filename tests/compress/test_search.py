@@ -29,6 +29,7 @@ from iekd.compress.searching.latency_table import LatencyTable
 from iekd.compress.searching.outcome import Limits, Point, judge, pareto_front, promising
 from iekd.compress.searching.settings import SearchSettings
 from iekd.compress.searching.space import Candidate, Space, parse_shares, parse_sizes, parse_students
+from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.study import Study, open_storage
 from iekd.deploy import fingerprint, machine
 from iekd.deploy.results import Interval
@@ -399,6 +400,29 @@ def test_what_is_not_worth_training_is_not_trained(tmp_path: Path) -> None:
     assert study.refused() == {worth[0].name: "cannot be had"}
 
 
+def test_a_search_begins_with_networks_spread_over_the_latencies(tmp_path: Path) -> None:
+    students = ("slow", "fast", "middle", "faster", "slowest")
+    space = Space(students, (0.0, 0.5), (16, 32))
+    pace = dict(zip(students, (4.0, 2.0, 3.0, 1.0, 5.0), strict=True))
+    table = {one: {"latency": {"fp32": 9.0, "int8": pace[one.student] - one.prune}} for one in space.candidates()}
+    worth = [one for one in space.candidates() if one != Candidate("slowest", 0.0, 32)]
+    first = spread_out(worth, table, 6)
+    assert first == [Candidate("faster", 0.0, 32), Candidate("middle", 0.0, 32), Candidate("slowest", 0.0, 16)]
+    assert len(spread_out(worth, table, 100)) == 5
+    assert spread_out(worth, table, 1) == [Candidate("faster", 0.0, 32)]
+    study = Study("s", open_storage(None, tmp_path), space, {}, seed=0)
+    trained: list[Candidate] = []
+
+    def work(candidate: Candidate) -> Any:
+        trained.append(candidate)
+        return {"points": []}, (0.5, 1.0)
+
+    study.explore(worth, 2, work, first)
+    study.explore(worth, 5, work, first)
+    assert trained[:3] == first
+    assert len(set(trained)) == len(trained) == 5
+
+
 def test_what_a_killed_worker_held_is_free_again(tmp_path: Path) -> None:
     study = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
     study.worker = study.worker.rpartition(":")[0] + ":99999999"
@@ -475,7 +499,7 @@ def test_int8_is_trained_for_where_it_is_made(
 ) -> None:
     """``--qat always`` is refused by a run that makes no int8, as the teacher's is and one that float32 is left to."""
     config = make_config(tiny(tmp_path, student="any", min_retained=0.9, precision="best", qat=qat))
-    own = search_module._Search(config, Limits(None, 0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
+    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
     monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
     monkeypatch.setattr(own, "_precision", lambda _candidate: precision)
     assert own._run_config(Candidate("a", 0.0, 16), "short/a", phase).qat == trained
@@ -492,7 +516,7 @@ def test_a_candidate_that_is_too_large_for_the_gpu_is_refused_like_any(
         raise torch.OutOfMemoryError("tried to allocate 90 GiB")
 
     config = make_config(tiny(tmp_path, student="any", min_retained=0.9))
-    own = search_module._Search(config, Limits(None, 0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
+    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
     own.table = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}
     monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
     monkeypatch.setattr(search_module, "run_stages", run)
