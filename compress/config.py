@@ -54,7 +54,10 @@ class RunConfig:
         "digits"
     )
     target: Annotated[str, Option(f"What the student will run on: {', '.join(TARGETS)}.", _MAIN)] = "cpu"
-    out: Annotated[str | None, Option("Run folder.  Default: runs/TEACHER-STUDENT-DATA.", _MAIN, "DIR")] = None
+    out: Annotated[
+        str | None,
+        Option("Run folder.  Default: runs/TEACHER-STUDENT-DATA; of a search runs/search-TEACHER-DATA.", _MAIN, "DIR"),
+    ] = None
 
     image_size: Annotated[int | None, Ge(8), Option("Height and width of the input, pixels.", _DATA)] = None
     val_fraction: Annotated[
@@ -80,7 +83,7 @@ class RunConfig:
     keep: Annotated[str, Option("Which epoch ships: last, or best on the validation set.", _TRAINING)] = "last"
     mixed_precision: Annotated[str, Option("auto (bf16 on a GPU), no, bf16 or fp16.", _TRAINING)] = "auto"
     device: Annotated[str, Option("auto, cpu or cuda: where training runs.", _TRAINING)] = "auto"
-    seed: Annotated[int, Ge(0), Option("Everything random follows from it.", _TRAINING)] = 0
+    seed: Annotated[int, Ge(0), Option("Everything random but the choice of images follows from it.", _TRAINING)] = 0
 
     prune: Annotated[
         float, Ge(0), Lt(1), Option("Share of the student to remove, as --prune-goal counts; 0: none.", _COMPRESS)
@@ -101,7 +104,9 @@ class RunConfig:
         Ge(0),
         Le(1),
         Option(
-            "Most accuracy that a precision may lose; layers stay in float until it holds.  Default: 0.01.", _COMPRESS
+            "Most accuracy that a precision may lose; with best, and where it is given, layers stay in float until it "
+            "holds.  Default: 0.01.",
+            _COMPRESS,
         ),
     ] = None
     qat: Annotated[str, Option("Train under simulated int8: auto (where it loses more), always, never.", _COMPRESS)] = (
@@ -142,7 +147,9 @@ class RunConfig:
         Ge(0),
         Option("Augmented views kept of each image, with the teacher's answers; 0: no cache.", _METHOD),
     ] = None
-    cache_gib: Annotated[float, Ge(0), Option("Most disk that the teacher's answers may take, GiB.", _METHOD)] = 4.0
+    cache_gib: Annotated[
+        float, Ge(0), Option("Most disk that each set of the teacher's answers may take, GiB.", _METHOD)
+    ] = 4.0
 
     min_retained: Annotated[float, Gt(0), Le(2), Option("Least student accuracy / teacher accuracy.", _TARGET)] = 0.97
     max_latency: Annotated[str | None, Option("Most median latency of the student, such as 2ms.", _TARGET)] = None
