@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -108,9 +108,12 @@ class Tapped(nn.Module):
         return Features(logits, tuple(taps))
 
     def _forward_native(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        stages = sorted(set(self.stages))
-        final, maps = self.network.forward_intermediates(images, indices=stages, output_fmt="NCHW")  # type: ignore[operator]
-        return self.network.forward_head(final), dict(zip(stages, maps, strict=True))  # type: ignore[operator]
+        stages, network = (
+            sorted(set(self.stages)),
+            cast("Any", self.network),
+        )  # timm's methods, which `native` asked for
+        final, maps = network.forward_intermediates(images, indices=stages, output_fmt="NCHW")
+        return network.forward_head(final), dict(zip(stages, maps, strict=True))
 
     def _forward_hooked(self, images: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         seen: dict[int, Tensor] = {}
@@ -203,7 +206,7 @@ def _before_activations(network: nn.Module, endings: dict[str, str]) -> Iterator
         handles.append(module.register_forward_pre_hook(note))
         handles.append(network.get_submodule(stage).register_forward_hook(keep))
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]
+            module.inplace = False  # type: ignore[assignment]  # to torch any attribute may be a tensor or a module
             in_place.append(module)
     try:
         yield before
@@ -211,7 +214,7 @@ def _before_activations(network: nn.Module, endings: dict[str, str]) -> Iterator
         for handle in handles:
             handle.remove()
         for module in in_place:
-            module.inplace = True  # type: ignore[assignment]
+            module.inplace = True  # type: ignore[assignment]  # likewise
 
 
 def _as_map(output: Tensor) -> Tensor:

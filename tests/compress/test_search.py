@@ -499,13 +499,13 @@ def test_int8_is_trained_for_where_it_is_made(
 ) -> None:
     """``--qat always`` is refused by a run that makes no int8, as the teacher's is and one that float32 is left to."""
     config = make_config(tiny(tmp_path, student="any", min_retained=0.9, precision="best", qat=qat))
-    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
+    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)
     monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
     monkeypatch.setattr(own, "_precision", lambda _candidate: precision)
     assert own._run_config(Candidate("a", 0.0, 16), "short/a", phase).qat == trained
     monkeypatch.setattr(search_module, "make_plan", lambda *_: None)
     monkeypatch.setattr(search_module, "rehearse", lambda config, *_: require_quantizers(config))
-    own.table, own.data = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}, SimpleNamespace(classes="ab")  # type: ignore[assignment]
+    own.table, own.data = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}, SimpleNamespace(classes="ab")
     assert own._teacher_config(16, tmp_path).precision == "fp32"
 
 
@@ -516,7 +516,7 @@ def test_a_candidate_that_is_too_large_for_the_gpu_is_refused_like_any(
         raise torch.OutOfMemoryError("tried to allocate 90 GiB")
 
     config = make_config(tiny(tmp_path, student="any", min_retained=0.9))
-    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)  # type: ignore[arg-type]
+    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)
     own.table = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}
     monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
     monkeypatch.setattr(search_module, "run_stages", run)
