@@ -25,6 +25,7 @@ from torch import nn
 
 from iekd.compress.clipping import clip, clip_groups
 from iekd.compress.distill import Distillation
+from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.objectives.base import Objective
 from iekd.compress.objectives.build import build_objective, taps_for
 from iekd.compress.objectives.lift import FORMS
@@ -88,6 +89,19 @@ def our_steps(
     return [live, lambda: update(kept.logits, kept.codes)]
 
 
+def interleaved(steps: dict[str, Step], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each step, ``rounds`` times, after two rounds that warm up."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(rounds + 2):
+        order = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]
+        for name in order:  # rotated: whoever comes after the cheapest step finds another cache
+            start = time.perf_counter()
+            steps[name]()
+            if turn >= 2:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="resnet50")
@@ -119,15 +133,8 @@ def main() -> None:
         settings=ObjectiveSettings(explore_form=arguments.explore_form),
     )
     steps["live"], steps["cached"] = our_steps(objective, tapped, student, images, targets)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(arguments.rounds + 2):
-        order = list(steps)[turn % len(steps) :] + list(steps)[: turn % len(steps)]
-        for name in order:  # rotated: whoever comes after the cheapest step finds another cache
-            step = steps[name]
-            start = time.perf_counter()
-            step()
-            if turn >= 2:  # the first two warm up
-                seconds[name].append(time.perf_counter() - start)
+    with freed_memory_kept(torch.device("cpu")):  # as the trainer does; for both loops alike
+        seconds = interleaved(steps, arguments.rounds)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     for name, value in medians.items():
         print(f"{name:7} {1e3 * value:8.1f} ms a step, {medians['bare'] / value:.3f} of the bare throughput")

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from iekd.compress.clipping import Group, clip, clip_groups
+from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.observer import Observer
 from iekd.errors import DivergenceError, RunFolderError
 from iekd.files import atomic_file
@@ -119,7 +120,10 @@ def fit(
     wrapped, optimizer = accelerator.prepare(task, optimizer)
     groups = clip_groups(task, apart)
     loop = _Loop(wrapped, optimizer, groups, settings, name, folder, accelerator, observer, inputs)
-    with _Events(events if accelerator.is_main_process else None, first) as writer:
+    with (
+        freed_memory_kept(accelerator.device),
+        _Events(events if accelerator.is_main_process else None, first) as writer,
+    ):
         for epoch in range(first, settings.epochs):
             seed_everything(settings.seed, name, epoch)
             loader = accelerator.prepare(batches(epoch))
