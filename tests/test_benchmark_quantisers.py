@@ -13,6 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import quantisers
+from quantiser_noise import luckiest
 from quantiser_table import gaps, measurably_more_accurate, points_behind
 
 from iekd.files import write_json
@@ -93,3 +94,10 @@ def test_a_finished_result_of_other_settings_is_refused(
     write_json(tmp_path / "one" / "result.json", {"student": "one", "rows": []})
     quantisers.main()
     assert "made by an older version" in capsys.readouterr().out
+
+
+def test_the_luckiest_of_equal_files_is_ahead_by_what_their_spread_says() -> None:
+    assert luckiest([50.0] * 6) == 0
+    assert math.isclose(luckiest([50.0, 50.0, 50.0, 50.0, 50.0, 50.6]), (5 * 0.6 - 0.6) / 6)
+    normal = np.random.default_rng(0).normal(50, 0.1, (500, 6))
+    assert math.isclose(np.mean([luckiest(list(row)) for row in normal]), 0.1163, abs_tol=0.01)  # E[max of 5], sd 0.1

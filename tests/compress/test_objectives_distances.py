@@ -91,6 +91,22 @@ def test_a_distance_ignores_scale_batch_order_and_a_shared_permutation(
 
 
 @every_case
+def test_a_distance_is_the_same_however_the_maps_lie_in_memory(ours: Distance, naive: object, bound: float) -> None:
+    def value_and_gradient(a_last: bool, b_last: bool) -> tuple[Tensor, Tensor]:
+        layouts = [torch.channels_last if last else torch.contiguous_format for last in (a_last, b_last)]
+        a = randn(3, 8, 4, 4).contiguous(memory_format=layouts[0])
+        b = randn(3, 8, 4, 4, seed=1).contiguous(memory_format=layouts[1]).requires_grad_()
+        found = ours(a, b)
+        (gradient,) = torch.autograd.grad(found.sum(), b)
+        return found, gradient
+
+    expected = value_and_gradient(False, False)
+    for layout in ((True, True), (True, False), (False, True)):
+        for found, wanted in zip(value_and_gradient(*layout), expected, strict=True):
+            assert torch.allclose(found, wanted, atol=1e-6)
+
+
+@every_case
 def test_a_distance_is_bounded_whatever_it_is_given(ours: Distance, naive: object, bound: float) -> None:
     a = randn(8, 64)
     for b in (a, -a, 1e6 * randn(8, 64, seed=1), 1e-30 * a, torch.zeros_like(a), a.abs(), -a.abs()):
