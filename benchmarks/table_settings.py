@@ -54,7 +54,7 @@ def settings_of(arguments: argparse.Namespace, recipe: Recipe, name: str, weight
         name: a row, ``teacher``, or ``factors-...``, which carry the settings of their encoders in their name.
         weights: see :func:`weights_of_teacher`; they stand for how the teacher was trained.
     """
-    given = {key: getattr(arguments, key) for key in ("data", "teacher", "student", "size", "precision")}
+    given = {key: getattr(arguments, key) for key in ("data", "teacher", "student", "size", "precision", "compile")}
     found = {**given, "settings": " ".join(arguments.set), **dataclasses.asdict(recipe)}
     dropped: tuple[str, ...] = _OF_THE_TEACHER
     if name == "teacher":
@@ -109,7 +109,7 @@ def claim(state: Path, settings: Settings) -> None:
 
 
 def _require_same(place: Path, made: Settings, now: Settings) -> None:
-    made = {"reads": _STAGES, **made}
+    made = {"reads": _STAGES, "compile": False, **made}  # what older versions did not say
     differs = [f"{name} {value}, now {now.get(name)}" for name, value in made.items() if now.get(name) != value]
     if differs:
         raise RunFolderError(

@@ -13,6 +13,7 @@ every step; ``cached`` has its answers at hand, as all passes over the recurring
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import nn
 
 from iekd.compress.clipping import clip, clip_groups
+from iekd.compress.config import make_config
 from iekd.compress.distill import Distillation
 from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.objectives.base import Objective
@@ -32,6 +34,7 @@ from iekd.compress.objectives.lift import FORMS
 from iekd.compress.objectives.logits import distillation_loss
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.trainer import FitSettings, refuse_non_finite
+from iekd.errors import IekdError
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Tapped
 
@@ -108,6 +111,7 @@ def main() -> None:
     parser.add_argument("--student", default="mobilenetv2_100")
     parser.add_argument("--objective", default="ie-ft+kd", help="with --explore-form, as iekd-compress takes them")
     parser.add_argument("--explore-form", default="distance", choices=FORMS)
+    parser.add_argument("--tap", default="-1", help="as iekd-compress takes it: auto reads several stages")
     parser.add_argument("--size", type=int, default=64, help="of the images, pixels")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
@@ -123,7 +127,7 @@ def main() -> None:
     images = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
     targets = torch.randint(0, CLASSES, (arguments.batch,))
     steps = {"bare": bare_step(teacher, bare, images, targets)}
-    taps = taps_for(arguments.objective, (-1,))
+    taps = taps_for(arguments.objective, make_config({"teacher": "t", "student": "s", "tap": arguments.tap}).taps)
     tapped, student = Tapped(teacher, taps, arguments.size).eval(), Tapped(ours, taps, arguments.size)
     objective = build_objective(
         arguments.objective,
@@ -142,4 +146,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IekdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

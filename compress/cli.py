@@ -15,7 +15,7 @@ from iekd import __version__
 from iekd.compress import device_commands, file_commands
 from iekd.compress.search_command import add_search, run_search, search_instead
 from iekd.compress.settings_options import ConfigFile, Debug, given_settings, quiet_libraries, with_settings
-from iekd.compress.which_job import announce_search, students_to_search
+from iekd.compress.which_job import announce_search, students_to_search, with_accuracy_limit
 from iekd.errors import EXIT_DEFECT, EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 app = typer.Typer(
@@ -93,7 +93,7 @@ def compress(
         students = students_to_search(given)
     if students:
         out.print(_escaped(announce_search(given["student"], students)), highlight=False, soft_wrap=True)
-        raise typer.Exit(run_search(out, given))
+        raise typer.Exit(run_search(out, with_accuracy_limit(given)))
     report = _run(given, until="report")
     if report.verdict.kept:
         raise typer.Exit

@@ -8,7 +8,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from iekd.compress.objectives.catalogue import ENTRIES, Entry
+from iekd.compress.objectives.catalogue import Entry, describe_objectives
 from iekd.errors import InputError
 from iekd.models.aliases import STUDENTS, TEACHERS
 
@@ -44,7 +44,7 @@ def timm_names(pattern: str) -> list[str]:
 def objectives_table() -> Table:
     """The terms that an objective may be composed of."""
     table = _table("term", "", "defaults", "source")
-    for entry in ENTRIES:
+    for entry in describe_objectives():
         table.add_row(entry.name, entry.summary, "\n".join(_defaults(entry)), f"[dim]{entry.paper}[/]")
     table.caption = "Terms are joined by +, such as ie-ft+kd.  Defaults are changed by options of the same names."
     return table

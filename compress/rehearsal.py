@@ -42,6 +42,8 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     networks = [_untrained(given, classes, size) for given in (teacher, student)]
     if isinstance(networks[1], Ensemble):
         raise InputError(f"the student is one network, not those of '{student}'.", "Name one.")
+    _check_named_taps(config, networks, size)
+    _check_lone_images(config, networks, size)
     taps = taps_of(config)
     own = Tapped(networks[1], taps.student, size)
     for grid in grids_to_train(config):
@@ -56,6 +58,37 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     tapped: Teacher = tap_teacher(networks[0], taps_of(later).teacher, size)
     for network in (networks[1], *_prunings(config, networks[1], size, classes)):
         make_objective(later, tapped, Tapped(network, taps_of(later).student, size), size, classes)
+
+
+def _check_named_taps(config: RunConfig, networks: list[nn.Module], size: int) -> None:
+    """A stage that the user names must be there even where the objective reads logits alone: ``diagnose`` looks at it.
+
+    The last stage, which nobody named, need not: such an objective takes networks that have no maps at all.
+    """
+    if taps_of(config).student:
+        return  # they are tapped anyway
+    for taps, network in zip((config.teacher_taps, config.taps), networks, strict=True):
+        if taps != (-1,):
+            tap_teacher(network, taps, size)
+
+
+def _check_lone_images(config: RunConfig, networks: list[nn.Module], size: int) -> None:
+    """Batch normalisation of a map of one pixel needs more than one image to have a variance."""
+    if config.batch_size > 1:
+        return
+    for role, network in zip(("teacher", "student"), networks, strict=True):
+        twin = copy.deepcopy(network).train()  # its statistics would move
+        try:
+            with torch.no_grad():
+                twin(torch.zeros(1, 3, size, size, device=next(twin.parameters()).device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise InputError(
+                f"--batch-size 1: a map of the {role} has one pixel at {size} x {size}, and batch normalisation needs "
+                "more than one value.",
+                "Give --batch-size 2 or more, or larger images.",
+            ) from error
 
 
 def _prunings(config: RunConfig, student: nn.Module, size: int, classes: int) -> list[nn.Module]:

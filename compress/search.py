@@ -26,7 +26,7 @@ from iekd.compress.plan import STUDENT_EPOCHS, make_plan
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.searching import space as spaces
 from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key
-from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, points_of, promising
+from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, most_accurate_network, points_of, promising
 from iekd.compress.searching.settings import SearchSettings, check, space_of
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.start import spread_out
@@ -128,7 +128,11 @@ class _Search:
         return outcome
 
     def _outcome(self, short: Study, full: Study, too_slow: list[Candidate], refused: dict[str, str]) -> Outcome:
-        """The choice.  Where no file is accurate enough, that side of the limits is sought among what is too slow."""
+        """The choice.  Where no file is accurate enough, that side of the limits is sought among what is too slow.
+
+        A short recovery tells little of what a network can keep, so the best of those gets the full schedule, unless
+        one is accurate enough without it.
+        """
 
         def judged() -> Outcome:
             points = [*_points(short), *_points(full)]
@@ -146,11 +150,16 @@ class _Search:
         if self.limits.min_retained is None:
             return outcome
         nearest = sorted(too_slow, key=lambda candidate: min(self.table[candidate]["latency"].values()))
-        for candidate in nearest[: self.own.winners]:
+        nearest = nearest[: self.own.winners]
+        for candidate in nearest:
             if outcome.kept or outcome.nearest_accurate:
                 break
             self._reference_accuracy()
             short.complete([candidate], functools.partial(self._train, phase="short"))
+            outcome = judged()
+        if not (outcome.kept or outcome.nearest_accurate):
+            best = most_accurate_network(outcome.points, nearest)
+            full.complete(best, functools.partial(self._train, phase="full"))
             outcome = judged()
         return outcome
 

@@ -37,6 +37,12 @@ def announce_search(student: str, students: tuple[str, ...]) -> str:
     )
 
 
+def with_accuracy_limit(given: dict[str, Any]) -> dict[str, Any]:
+    """The settings with the main command's own limit where the user gave none: a search alone would do without."""
+    limit = given.get("min_retained")
+    return {**given, "min_retained": RunConfig.min_retained if limit is None else limit}
+
+
 def _can_search(given: dict[str, Any]) -> bool:
     """False where latency is judged on a board, where networks train together, and of several processes on one run."""
     target = TARGETS.get(given.get("target") or RunConfig.target)

@@ -58,6 +58,7 @@ def keep_row(out: Path, row: str = "kd") -> Path:
     [
         ({"set": ["inherit_weight=3"]}, {}, "settings , now inherit_weight=3"),
         ({"size": 64}, {}, "size None, now 64"),
+        ({"compile": True}, {}, "compile False, now True"),
         ({"precision": "bf16"}, {}, "precision no, now bf16"),
         ({"data": "folder:cifar10"}, {}, "data digits, now folder:cifar10"),
         ({"teacher": "resnet50"}, {}, "teacher cifar_resnet20, now resnet50"),

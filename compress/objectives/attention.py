@@ -27,6 +27,8 @@ class AttentionMap(nn.Module):
 class AttentionTransfer(Transfer):
     """``at``: code and answer are attention maps."""
 
+    furthest = 2.0  # attention is not negative
+
     def __init__(self, teacher: TapShape, settings: ObjectiveSettings) -> None:
         super().__init__(teacher, settings)
         if teacher.height * teacher.width == 1:

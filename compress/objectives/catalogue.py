@@ -210,7 +210,3 @@ def reading_of(name: str) -> dict[str, str]:
 def is_labels_alone(name: str) -> bool:
     """Does this objective learn nothing from the teacher?"""
     return all(part in OBJECTIVES and OBJECTIVES[part].kind == "labels" for part in name.lower().split("+"))
-
-
-ENTRIES = describe_objectives()
-"""The terms that come with the package."""

@@ -104,6 +104,10 @@ class EnsembleTransfer(Transfer):
         for member, own in zip(self._members(), torch.split(tap, self.channels, dim=1), strict=True):
             member.prepare(own)
 
+    def remark(self) -> str:
+        """What the members have to say, each line once."""
+        return " ".join(dict.fromkeys(filter(None, (member.remark() for member in self._members()))))
+
     def record(self, tap: Tensor) -> Tensor:
         """The mean code (B, ...)."""
         codes = []

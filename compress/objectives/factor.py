@@ -69,6 +69,8 @@ class AutoEncoder(nn.Module):
 class FactorTransfer(Transfer):
     """``ft``: the code is the teacher's factor, the head a small encoder."""
 
+    furthest = 2.0
+
     def __init__(self, teacher: TapShape, settings: ObjectiveSettings) -> None:
         super().__init__(teacher, settings)
         self.hidden = settings.hidden_channels

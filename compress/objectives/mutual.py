@@ -39,8 +39,8 @@ def build_mutual(
         transfer: what ``ie-dml`` lifts.
 
     Raises:
-        InputError: another name, not two networks or one of them twice, networks of different classes, or settings that
-            need a finished teacher.
+        InputError: another name, not two networks or one of them twice, networks of the same weights or of different
+            classes, or settings that need a finished teacher.
     """
     name = name.lower()
     modes = [entry.name for entry in OBJECTIVES.values() if entry.kind == "mutual"]
@@ -51,6 +51,11 @@ def build_mutual(
         raise InputError(f"{name} trains two networks together, not {distinct}.", "Give two different ones.")
     entry = OBJECTIVES[name]
     a, b = networks
+    if _are_twins(a.network, b.network):
+        raise InputError(
+            f"{name}: both networks begin with the same weights, and would stay one network.",
+            "Give two different ones, or let one start from scratch.",
+        )
     _require_same_classes(name, *(tapped.classes(image_size) for tapped in networks))
     weights = MutualWeights(
         settings.task_weight, resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature")
@@ -66,6 +71,18 @@ def build_mutual(
         for own, other in (shapes, shapes[::-1])
     )
     return kind(a, b, weights, (of_a, of_b))
+
+
+def _are_twins(a: nn.Module, b: nn.Module) -> bool:
+    weights, others = dict(a.named_parameters()), dict(b.named_parameters())
+    return (
+        bool(weights)
+        and weights.keys() == others.keys()
+        and all(
+            value.shape == others[name].shape and torch.equal(value.cpu(), others[name].cpu())
+            for name, value in weights.items()
+        )
+    )
 
 
 def _require_same_classes(name: str, a: int, b: int) -> None:

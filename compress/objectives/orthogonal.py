@@ -40,6 +40,8 @@ class OrthogonalProjection(nn.Module):
 class OrthogonalTransfer(Transfer):
     """``vkd``: the code is the teacher's pooled, standardised features, the head an orthogonal projection."""
 
+    furthest = 2.0
+
     def __init__(self, teacher: TapShape, settings: ObjectiveSettings) -> None:
         super().__init__(teacher, settings)
         self.code_shape = (teacher.channels,)

@@ -33,6 +33,8 @@ class Transfer(nn.Module):
 
     code_shape: tuple[int, ...]
     """Shape of one image's code."""
+    furthest: float = 4.0
+    """What :meth:`distance` cannot exceed."""
 
     def __init__(self, teacher: TapShape, settings: ObjectiveSettings) -> None:
         super().__init__()

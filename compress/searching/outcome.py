@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -155,6 +155,12 @@ def most_accurate(points: Sequence[Point]) -> Point:
     return max(worth, key=lambda point: (point.retained, -point.latency.value))
 
 
+def most_accurate_network(points: Sequence[Point], among: Collection[Candidate]) -> list[Candidate]:
+    """The one of ``among`` whose file is the most accurate; none where none of them has a file."""
+    own = [point for point in points if _network(point) in among]
+    return [_network(most_accurate(own))] if own else []
+
+
 def judge(
     points: Sequence[Point],
     table: Mapping[Candidate, Entry],
@@ -274,4 +280,5 @@ def _asked(limits: Limits) -> list[str]:
 
 
 def _figures(point: Point) -> str:
-    return f"{point.title}, {point.retained:.1%} at {point.latency.value:.3g} ms"
+    short = " after a short recovery" if point.phase == "short" else ""
+    return f"{point.title}, {point.retained:.1%} at {point.latency.value:.3g} ms{short}"

@@ -11,7 +11,10 @@ from objective_table import TRANSFERS
 from torch import Tensor
 
 from iekd.compress.objectives import OBJECTIVES, EnsembleTeacher, ObjectiveSettings, build_objective
+from iekd.compress.objectives.build import taps_for
+from iekd.compress.objectives.overhaul import OverhaulTransfer
 from iekd.compress.objectives.split import SPLITS, channel_relevance, split_channels
+from iekd.compress.objectives.transfer import at_size
 from iekd.errors import InputError
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Features, Tapped, TapShape
@@ -207,6 +210,46 @@ def test_an_ensemble_answers_with_mean_logits_and_joint_taps(ensemble: EnsembleT
     assert torch.allclose(answer.logits, (own[0].logits + own[1].logits) / 2)
     assert torch.equal(answer.taps[0], torch.cat([each.taps[0] for each in own], 1))
     assert ensemble.shapes(32) == (TapShape(64 + 128, 8, 8),)
+
+
+@pytest.fixture(scope="module")
+def twins() -> EnsembleTeacher:
+    """Two of one width, as transfers need that have no common code otherwise; read before the last activation."""
+    torch.manual_seed(0)
+    taps = taps_for("od", (-1,))
+    members = [Tapped(build(Architecture("timm", "cifar_resnet20"), 5, 32), taps, 32) for _ in range(2)]
+    return EnsembleTeacher(members).eval()
+
+
+@pytest.mark.parametrize("name", ["od", "ie-od+kd", "vkd", "ie-vkd"])
+def test_a_student_learns_from_an_ensemble_of_one_width(twins: EnsembleTeacher, name: str) -> None:
+    test_a_student_learns_from_an_ensemble(twins, name)
+
+
+def test_each_of_an_ensembles_teachers_has_margins_of_its_own_and_a_word_where_it_has_none(
+    twins: EnsembleTeacher,
+) -> None:
+    made = build_objective(
+        "od",
+        teacher=twins.shapes(32),
+        student=STUDENT,
+        classes=5,
+        settings=ObjectiveSettings(),
+        ensemble=twins.members(32),
+    )
+    with torch.no_grad():
+        teacher = twins(randn(4, 3, 32, 32).float())
+    student, _, _ = answers(4)
+    made.prepare(student, teacher)
+    assert made.remarks() == ()
+    (lift,) = made.lifts
+    for member, own in zip(lift.transfer.members, torch.split(teacher.taps[0], 64, 1), strict=True):
+        alone = OverhaulTransfer(TapShape(64, 4, 4), ObjectiveSettings())
+        alone.prepare(at_size(own, (4, 4)))
+        assert torch.equal(member.margin, alone.margin)
+    made.prepare(student, teacher._replace(taps=(teacher.taps[0].relu(),)))
+    assert made.remarks() == (lift.transfer.members[0].remark(),)
+    assert "all margins are 0" in made.remarks()[0]
 
 
 @pytest.mark.parametrize("name", ["ie-ft+kd", "ie-at", "kd"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
 import torch.nn.functional as F
 from objective_samples import Says, numeric_gradient, randn
@@ -182,8 +185,59 @@ def test_a_run_clips_them_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_exploration_of_both_is_bounded() -> None:
     made, (images, targets) = task("ie-dml").train(), batch()
-    for network in "ab":
-        assert 0 >= made(images, targets)[f"{network}.explore"].item() >= -2 * 1.105 * (1 + 1e-6)
+    optimizer = torch.optim.Adam(made.parameters(), lr=0.02)
+    found: list[float] = []
+    for _ in range(12):
+        explore = [made(images, targets)[f"{network}.explore"] for network in "ab"]
+        optimizer.zero_grad()
+        torch.stack(explore).sum().backward()
+        optimizer.step()
+        found.extend(term.item() for term in explore)
+    assert found[-1] < found[1] - 0.1
+    assert found[-2] < found[0] - 0.1
+    assert all(0 >= term >= -2 * 1.105 * (1 + 1e-6) for term in found)
+
+
+TRANSFORMERS = (tiny_networks.transformer, tiny_networks.student)
+
+
+@pytest.mark.parametrize("transfer", ["at", "ft", "vkd"])
+@pytest.mark.parametrize(
+    ("settings", "taps"),
+    [
+        ({"split": "random"}, (-1,)),
+        ({"explore_form": "cosine"}, (-2, -1)),
+        ({"explore_form": "cka"}, (-1,)),
+        ({"inherit_fraction": 0.0}, (-1,)),
+        ({"inherit_fraction": 1.0}, (-1,)),
+    ],
+    ids=["random", "cosine at two taps", "cka", "exploration alone", "inheritance alone"],
+)
+@pytest.mark.parametrize("networks", ["convolutions", "a transformer among them"])
+def test_ie_dml_takes_transfers_forms_splits_and_taps(
+    networks: str, settings: dict[str, Any], taps: tuple[int, ...], transfer: str
+) -> None:
+    torch.manual_seed(0)
+    made_of, size = (TRANSFORMERS, 16) if networks != "convolutions" else ((tiny_networks.teacher,) * 2, 16)
+    both = [Tapped(make(5), taps, size) for make in made_of]
+    made = build_mutual(
+        "ie-dml", both, image_size=size, settings=ObjectiveSettings(**settings), transfer=transfer
+    ).train()
+    for dtype in (torch.float32, torch.bfloat16):
+        made.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            found = made(randn(8, 3, size, size).float(), torch.arange(8) % 5)
+        asked = {"inherit", "explore"}
+        if "inherit_fraction" in settings:
+            asked = {"inherit"} if settings["inherit_fraction"] else {"explore"}
+        named = {re.sub(r"[\d]|[ab]\.", "", key) for key in found}
+        assert named & {"inherit", "explore"} == asked
+        assert all(bool(term.isfinite()) for term in found.values())
+        torch.stack(list(found.values())).sum().backward()
+        for network in (made.a, made.b):
+            gradients = [value.grad for value in network.parameters() if value.grad is not None]
+            assert gradients
+            assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def _waits(teacher: list[float], student: list[float]) -> bool:
@@ -198,11 +252,25 @@ def test_the_teacher_waits_only_when_far_ahead() -> None:
 
 
 def test_the_switch_is_the_published_threshold() -> None:
-    teacher, student, targets = 2 * randn(16, 5), randn(16, 5, seed=1), torch.arange(16) % 5
-    p_t, p_s, y = teacher.softmax(1), student.softmax(1), F.one_hot(targets, 5).double()
-    gap, e_s, e_t = (float((x - z).abs().sum(1).mean()) for x, z in ((p_s, p_t), (p_s, y), (p_t, y)))
-    delta = e_s - math.exp(-e_t / (e_s + e_t)) * e_t
-    assert teacher_waits(teacher, student, targets, 1.0) == (gap > delta and e_t < e_s)
+    """On batches of which some lie between the threshold and what it would be with another share in its exponent."""
+    found, told_apart = set(), {"none": 0, "half": 0, "the student's": 0}
+    for seed in range(200):
+        targets = torch.arange(4) % 5
+        teacher, student = randn(4, 5, seed=seed), randn(4, 5, seed=1000 + seed)
+        teacher += (1 + seed % 3) * F.one_hot(targets, 5)
+        p_t, p_s, y = teacher.softmax(1), student.softmax(1), F.one_hot(targets, 5).double()
+        gap, e_s, e_t = (float((x - z).abs().sum(1).mean()) for x, z in ((p_s, p_t), (p_s, y), (p_t, y)))
+
+        def waits(share: float, e_s: float = e_s, e_t: float = e_t, gap: float = gap) -> bool:
+            return gap > e_s - math.exp(-share) * e_t and e_t < e_s
+
+        expected = waits(e_t / (e_s + e_t))
+        assert teacher_waits(teacher, student, targets, 1.0) == expected
+        found.add(expected)
+        for name, share in (("none", 0.0), ("half", 0.5), ("the student's", e_s / (e_s + e_t))):
+            told_apart[name] += waits(share) != expected
+    assert found == {True, False}
+    assert min(told_apart.values()) > 0, told_apart
 
 
 def test_a_teacher_that_waits_has_no_terms() -> None:
@@ -222,6 +290,8 @@ def test_what_mutual_learning_cannot_be_is_refused() -> None:
     for networks in ((a,), (a, a), (a, Tapped(a.network))):
         with pytest.raises(InputError, match="trains two networks together, not 1"):
             build_mutual("dml", networks, image_size=32, settings=settings)
+    with pytest.raises(InputError, match="both networks begin with the same weights"):
+        build_mutual("dml", (a, Tapped(copy.deepcopy(a.network))), image_size=32, settings=settings)
     with pytest.raises(InputError, match="unknown mode of mutual learning"):
         build_mutual("dmll", pair(), image_size=32, settings=settings)
     with pytest.raises(InputError, match="needs a finished teacher"):

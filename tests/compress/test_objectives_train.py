@@ -60,6 +60,10 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(out / "teacher")
 
 
+def _of_labels(term: str) -> bool:
+    return term.removeprefix("a.").removeprefix("b.") == "task"
+
+
 @pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
 def test_it_trains_resumes_and_exports(row: Row, teacher: str, tmp_path: Path) -> None:
     changes = dict(row.settings)
@@ -77,6 +81,8 @@ def test_it_trains_resumes_and_exports(row: Row, teacher: str, tmp_path: Path) -
     curves = {curve.name: curve.values for curve in report.curves if curve.stage == "student"}
     assert row.terms <= set(curves)
     assert curves["loss"][-1] < curves["loss"][0]
+    own = [sum(values) for values in zip(*(curves[term] for term in row.terms if not _of_labels(term)), strict=True)]
+    assert not own or own[-1] < own[0], "what it adds to the labels' loss"
     assert report.student.verification.top1_agreement == 1
     assert read_report(tmp_path / "b" / "report.json").student.accuracy == report.student.accuracy
 
@@ -110,6 +116,9 @@ def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
         ({"objective": "ie-ft", "tap": "9"}, "has no tap 9"),
         ({"objective": "ie-ft", "teacher_tap": "layer9"}, "has no tap layer9.*by name: 0, 1, 2, 3, 4"),
         ({"objective": "ie-ft", "tap": "3,4", "teacher_tap": "4"}, "1 taps of the teacher against 2 of the student"),
+        ({"objective": "kd", "tap": "9"}, "has no tap 9"),
+        ({"teacher": "resnet10t", "image_size": 32, "batch_size": 1}, "--batch-size 1: a map of the teacher has one"),
+        ({"objective": "dml", "teacher_tap": "layer9"}, "has no tap layer9"),
         ({"objective": "ie-dml", "tap": "3,4", "teacher_tap": "4"}, "taps of the .* against"),
         ({"objective": "ie-dml", "mutual_transfer": "od"}, "unknown transfer for ie-dml 'od'"),
         ({"objective": "ie-ft", "student": "tiny_networks:flat"}, "no module whose output is a feature map"),

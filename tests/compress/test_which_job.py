@@ -94,6 +94,14 @@ def test_the_main_command_says_that_it_searches_and_ends_as_a_search(
     )
 
 
+def test_the_main_command_keeps_its_own_limit_on_accuracy_when_it_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(cli, "run_search", lambda _, given: asked.append(given["min_retained"]) or 0)
+    for limit in (None, 0.5):
+        assert main(as_flags({**GIVEN, "min_retained": limit})).exit_code == 0
+    assert asked == [RunConfig.min_retained, 0.5]
+
+
 @pytest.mark.parametrize("changes", [{"max_latency": None}, {"student": "mobilenetv2_100"}])
 def test_the_main_command_trains_what_is_one_network(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[str] = []
