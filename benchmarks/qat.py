@@ -78,16 +78,16 @@ def _row(scheme: str, way: str, job: Job, plan: Plan, arguments: argparse.Namesp
         export_onnx(
             network, source, preprocessing=job.preprocessing, classes=job.data.classes, name=artefact.architecture.name
         )
-        images, labels = training_images(job)
+        (images, labels), held_out = training_images(job, min(arguments.calibration_images, len(job.data.train) // 2))
         made = quantize(
             source,
             folder / f"{name}-int8.onnx",
             scheme=scheme,
-            images=images[::2],
-            labels=labels[::2],
-            held_out=(images[1::2], labels[1::2]),
+            images=images,
+            labels=labels,
+            held_out=held_out,
             settings=QuantizeSettings(
-                calibration_images=min(arguments.calibration_images, len(images[::2])),
+                calibration_images=len(labels),
                 methods=tuple(arguments.methods),
                 max_drop=None,
                 seed=job.config.seed,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from iekd.compress.datasets.source import Labels
 from iekd.compress.datasets.splits import balanced_subset
 from iekd.deploy.backends import Array
 from iekd.deploy.precision import activations
@@ -29,6 +30,10 @@ ENTROPY_BINS = 512
 """A compromise: the library tries every width in a Python loop, 0.1 s an activation; 256 leave it too few to merge."""
 PERCENTILE = 99.99
 LEVELS = 256
+CALIBRATION_IMAGES = 256
+"""What calibrates a file unless told otherwise."""
+JUDGING_IMAGES = 512
+"""At most so many other training images decide between ways to quantise."""
 Range = tuple[np.float32, np.float32]
 Images = Callable[[], Iterator[Array]] | Array
 """Preprocessed images float32 (N, 3, H, W), or a function that gives them in batches, in the order of the labels."""
@@ -101,6 +106,37 @@ def choose_images(images: Images, labels: NDArray[np.int64], *, count: int, seed
     if at != len(labels):
         raise InputError(f"there are {at} calibration images and {len(labels)} labels.", "Give one label an image.")
     return np.ascontiguousarray(np.concatenate(found), dtype=np.float32)
+
+
+def choose_numbers(targets: Sequence[int] | Labels, wanted: int | None, seed: int) -> tuple[Labels, Labels]:
+    """Numbers of the training images that calibrate, balanced over the classes, and of those that decide; shuffled.
+
+    Args:
+        targets: class indices of all (N,).
+        wanted: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of all.
+        seed: of the choice.
+
+    Raises:
+        InputError: none would be left to decide.
+    """
+    classes = np.asarray(targets)
+    there = len(classes)
+    count = wanted or min(CALIBRATION_IMAGES, max(1, there // 2))
+    if count >= there:
+        raise InputError(
+            f"{count} calibration images were asked for, and there are {there} training images, of which some others "
+            "decide between ways to quantise.",
+            f"Ask for at most {max(1, there // 2)}, or give more.",
+        )
+    random = np.random.default_rng(seed)
+    calibrating = balanced_subset(classes, count, seed, int(classes.max()) + 1)
+    rest = np.setdiff1d(np.arange(there), calibrating)
+    return random.permutation(calibrating), random.permutation(rest)[:JUDGING_IMAGES]
+
+
+def calibrated_on_few(count: int) -> str:
+    """What to tell where ``count`` images, chosen unasked, are fewer than calibrate otherwise; empty elsewhere."""
+    return f"calibrated on {count} images, half of what there is" if count < CALIBRATION_IMAGES else ""
 
 
 def collect_histograms(model: onnx.ModelProto, images: Array) -> dict[str, Histogram]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from iekd.compress.calibration import calibrated_on_few, choose_numbers
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.datasets.source import Labels
-from iekd.compress.datasets.splits import balanced_subset
 from iekd.compress.precisions import scheme_of
 from iekd.compress.prune import Latency, Macs, Ratio, describe_gain, prune_artefact
 from iekd.compress.pruning.latency import measure_networks
@@ -29,11 +28,6 @@ from iekd.deploy.graph_checks import FLOAT_INSTEAD
 from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError, unknown_name
 from iekd.models.checkpoint import load_artefact, read_description
-
-CALIBRATION_IMAGES = 256
-"""What calibrates a file unless told otherwise."""
-JUDGING_IMAGES = 512
-"""At most so many other training images decide between ways to quantise."""
 
 
 def quantize_file(
@@ -61,8 +55,8 @@ def quantize_file(
         precision: as the target has it.
         target: what the file is for.
         max_drop: most accuracy that may be lost, 0..1; layers stay in float until it holds.
-        calibration_images: how many calibrate, balanced over the classes.  None: ``CALIBRATION_IMAGES``, or half of the
-            training images.
+        calibration_images: how many calibrate, balanced over the classes.  None: :data:`CALIBRATION_IMAGES`, or half of
+            the training images.
         seed: of the choice of images.
 
     Raises:
@@ -95,35 +89,9 @@ def quantize_file(
         text += f", {made.float_latency_ms:.3f} -> {chosen.latency_ms:.3f} ms ({faster})"
     if made.kept_float:
         text += f"; {name_layers(made.kept_float)}"
-    if calibration_images is None and len(labels) < CALIBRATION_IMAGES:
-        text += f"; calibrated on {len(labels)} images, half of what there is"
+    if calibration_images is None and (few := calibrated_on_few(len(labels))):
+        text += f"; {few}"
     return text
-
-
-def choose_numbers(targets: Sequence[int] | Labels, wanted: int | None, seed: int) -> tuple[Labels, Labels]:
-    """Numbers of the training images that calibrate, balanced over the classes, and of those that decide; shuffled.
-
-    Args:
-        targets: class indices of all (N,).
-        wanted: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of all.
-        seed: of the choice.
-
-    Raises:
-        InputError: none would be left to decide.
-    """
-    classes = np.asarray(targets)
-    there = len(classes)
-    count = wanted or min(CALIBRATION_IMAGES, max(1, there // 2))
-    if count >= there:
-        raise InputError(
-            f"{count} calibration images were asked for, and there are {there} training images, of which some others "
-            "decide between ways to quantise.",
-            f"Ask for at most {max(1, there // 2)}, or give more.",
-        )
-    random = np.random.default_rng(seed)
-    calibrating = balanced_subset(classes, count, seed, int(classes.max()) + 1)
-    rest = np.setdiff1d(np.arange(there), calibrating)
-    return random.permutation(calibrating), random.permutation(rest)[:JUDGING_IMAGES]
 
 
 def _read(source: Any, model: Path, numbers: Labels) -> tuple[Any, Labels]:

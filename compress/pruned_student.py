@@ -28,7 +28,8 @@ def prune_student(
     """Stage ``prune``: write the artefact ``pruned/``.
 
     Every step prunes what the step before left, to the same share of what remains, and is then distilled from the
-    teacher: pruning everything at once is recovered from less well (docs/results.md).
+    teacher.  Whether several small steps are recovered from better than one large one has not been measured here
+    (docs/results.md prunes in one).
 
     Args:
         plan: learning rate and epochs.

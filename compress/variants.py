@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from iekd.compress.calibration import calibrated_on_few, choose_numbers
 from iekd.compress.config import RunConfig
+from iekd.compress.datasets.source import Labels
 from iekd.compress.job import Job
 from iekd.compress.precisions import INSTALL, precisions_asked
 from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.quantizers.simulated import GRIDS
 from iekd.compress.targets import TARGETS
+from iekd.deploy.backends import Array
 from iekd.deploy.engine import check_precision
 from iekd.errors import InputError, VerificationError
 from iekd.files import write_json
@@ -33,8 +36,6 @@ QAT_ARTEFACT = f"{FOLDER}/qat"
 _STUDENT = "student.onnx"
 _TRAINED = f"{QAT_ARTEFACT}/{_STUDENT}"
 _INDEX = "variants.json"
-IMAGES = 1024
-"""Training images that calibrate and decide, half each; accuracy is reported on the validation set."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Variant:
         return f"student-{self.precision}"
 
 
+Labelled = tuple[Array, Labels]
+"""Preprocessed images float32 (N, 3, H, W), and their class indices (N,)."""
 Once = Callable[[Callable[[], Any]], Any]
 """Lets the main process do some work, and gives the result to every process."""
 Train = Callable[[str], dict[str, Any]]
@@ -110,11 +113,10 @@ class _Maker:
     def __init__(self, job: Job, once: Once, train: Train) -> None:
         self.job, self.once, self.train = job, once, train
         self.target = TARGETS[job.config.target]
-        self.images: Any = None
-        self.labels: Any = None
-        if job.accelerator.is_main_process:
-            self.images, self.labels = training_images(job)
+        self.images = training_images(job) if job.accelerator.is_main_process else None
         self.remarks: list[str] = []
+        if self.images and (few := calibrated_on_few(len(self.images[0][1]))):
+            self.remarks.append(f"The other precisions than float32 were {few}.")
         self.training: dict[str, Any] = {}
 
     def make(self, precision: str) -> dict[str, Any]:
@@ -209,8 +211,10 @@ class _Maker:
         job, folder = self.job, self.job.folder
 
         def work() -> QuantizeResult | VerificationError:
+            assert self.images is not None, "the main process has them"
+            (images, labels), held_out = self.images
             settings = QuantizeSettings(
-                calibration_images=min(256, len(self.labels[::2])),
+                calibration_images=len(labels),
                 seed=job.config.seed,
                 max_drop=job.config.drop_limit,
                 enforce=enforce,
@@ -223,9 +227,9 @@ class _Maker:
                     folder / source,
                     folder / FOLDER / f"student-{precision}.onnx",
                     scheme=self.target.schemes[precision],
-                    images=self.images[::2],
-                    labels=self.labels[::2],
-                    held_out=(self.images[1::2], self.labels[1::2]),
+                    images=images,
+                    labels=labels,
+                    held_out=held_out,
                     settings=settings,
                     against=None if source == _STUDENT else folder / _STUDENT,
                 )
@@ -247,11 +251,21 @@ def read_variants(folder: Path) -> list[Variant]:
     return [Variant(entry["precision"], entry["file"]) for entry in entries]
 
 
-def training_images(job: Job) -> tuple[Any, Any]:
-    """Images that calibrate and decide, in random order: float32 (N, 3, H, W), and their class indices (N,)."""
+def training_images(job: Job, count: int | None = None) -> tuple[Labelled, Labelled]:
+    """Training images that calibrate, and others that decide; accuracy is reported on the validation set.
+
+    Chosen by their labels, before any is decoded: see :func:`iekd.compress.calibration.choose_numbers`.
+
+    Args:
+        job: the run.
+        count: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of all.
+    """
     source = job.data.train
-    chosen = np.linspace(0, len(source) - 1, min(IMAGES, len(source))).round().astype(int)
-    chosen = np.random.default_rng(job.config.seed).permutation(chosen)  # images may lie sorted by class
-    pairs = [source[int(index)] for index in chosen]
-    images = np.stack([job.preprocessing(image) for image, _ in pairs])
-    return images, np.array([target for _, target in pairs], dtype=np.int64)
+
+    def read(numbers: Labels) -> Labelled:
+        pairs = [source[int(number)] for number in numbers]
+        images = np.stack([job.preprocessing(image) for image, _ in pairs])
+        return images, np.array([target for _, target in pairs], dtype=np.int64)
+
+    calibrating, judging = choose_numbers(source.targets, count, job.config.seed)
+    return read(calibrating), read(judging)

@@ -37,16 +37,24 @@ def make_scorer(name: str, network: nn.Module, batches: Iterable[tuple[Tensor, T
         _accumulate_gradients(network, batches)
         scorer: Scorer = importance.GroupTaylorImportance(normalizer=None)
     elif name == "bn-scale":
-        if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
-            raise InputError(
-                f"criterion bn-scale needs batch normalisation, and {type(network).__name__} has none.",
-                "Choose group-norm or taylor.",
-            )
+        _require_batch_normalisation(network)
         scorer = importance.BNScaleImportance(normalizer=None)
     else:
         reduction = "first" if name == "magnitude" else "mean"
         scorer = importance.GroupMagnitudeImportance(p=2, group_reduction=reduction, normalizer=None)
     return scorer
+
+
+def _require_batch_normalisation(network: nn.Module) -> None:
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules()):
+        return
+    others = ((name, type(module).__name__) for name, module in network.named_modules())
+    name, kind = next(((name, kind) for name, kind in others if "Norm" in kind), ("", ""))
+    instead = f": what normalises, '{name}' first, is {kind}" if name else " and no other normalisation"
+    raise InputError(
+        f"criterion bn-scale needs batch normalisation, and {type(network).__name__} has no BatchNorm layer{instead}.",
+        "Choose group-norm or taylor.",
+    )
 
 
 def _accumulate_gradients(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]] | None) -> None:

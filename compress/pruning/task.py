@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iekd.compress.pruning.criteria import make_scorer
-from iekd.compress.pruning.families import inspect_family
+from iekd.compress.pruning.families import LAYERS, Family, inspect_family
 from iekd.compress.pruning.graph import Cut, Dimension, find_dimensions, naming_the_layer, remove
 from iekd.errors import InputError
 from iekd.models.registry import count_macs
@@ -60,14 +60,23 @@ class PruningTask:
         """
         twin = copy.deepcopy(self.network).eval()
         scorer = make_scorer(criterion, twin, batches)
-        found = find_dimensions(twin, self.image, inspect_family(twin, self.image), scorer, whole_heads=whole_heads)
+        family = inspect_family(twin, self.image)
+        found = find_dimensions(twin, self.image, family, scorer, whole_heads=whole_heads)
         if not found:
-            raise InputError(
-                f"nothing to prune in {self.name}: beside the classifier no layer has channels that criterion "
-                f"{criterion} could rank.",
-                "Choose another criterion, or another student.",
-            )
+            raise self._nothing_to_prune(criterion, _inner_layers(twin, family))
         return found
+
+    def _nothing_to_prune(self, criterion: str, layers: list[str]) -> InputError:
+        """The error that names the first layer that was no use, or says which kind of layer is missing."""
+        if not layers:
+            reason = "it has no convolution and no linear layer beside the classifier"
+        elif criterion == "bn-scale":
+            reason = f"no batch normalisation follows '{layers[0]}', nor any other layer beside the classifier"
+        else:
+            reason = f"criterion {criterion} ranks no channels of '{layers[0]}', nor of any other layer"
+        return InputError(
+            f"nothing to prune in {self.name}: {reason}.", "Choose another criterion, or another student."
+        )
 
     def attempt(self, cuts: list[Cut]) -> Attempt:
         """A copy of the network without what ``cuts`` name, in the modes of the original, and checked.
@@ -92,6 +101,15 @@ class PruningTask:
         macs = count_macs(twin, self.image.shape[-1])
         _restore_modes(self.network, twin)
         return Attempt(twin, cuts, macs)
+
+
+def _inner_layers(network: nn.Module, family: Family) -> list[str]:
+    """Names of the layers that could be cut but for the criterion."""
+    return [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, LAYERS) and not any(module is output for output in family.outputs)
+    ]
 
 
 @torch.no_grad()

@@ -68,8 +68,8 @@ class Comparison:
         winner = fastest_of(self.as_accurate(best))
         ranking: tuple[LayerCost, ...] = ()
         if self.settings.enforce and self.missed(winner.accuracy):
-            ranking = self.rank(winner)
-            self.kept = (*self.kept, *self.fewest(ranking, winner))
+            winner, ranking, dearest = self.mended(winner, best)
+            self.kept = (*self.kept, *dearest)
         made, after = self.written(winner.recipe, winner.method, self.kept)
         chosen = winner
         if ranking:  # what ships is another file than the one that won
@@ -117,31 +117,57 @@ class Comparison:
         medians = {name: latency.median.value for name, latency in run.latency.items()}
         return medians[_FLOAT], [replace(one, latency_ms=medians[one.recipe]) for one in candidates]
 
-    def rank(self, winner: Candidate) -> tuple[LayerCost, ...]:
-        """What each layer costs; OpenVINO's own format is ranked by ONNX Runtime's quantiser, layer by layer alike."""
-        recipe, method = winner.recipe, winner.method
-        if self.recipes[recipe].suffix != ".onnx":
-            recipe, method = "ort-u8s7", METHODS[0]
+    def mended(
+        self, winner: Candidate, best: list[Candidate]
+    ) -> tuple[Candidate, tuple[LayerCost, ...], tuple[str, ...]]:
+        """A recipe that keeps the limit with layers in float, what each layer costs it, and those that stay in float.
+
+        The winner comes first, then the others by accuracy: what one library leaves of a layer is another's loss.
+        """
+        others = [one for one in best if one.recipe != winner.recipe]
+        rankings: dict[tuple[str, str], tuple[LayerCost, ...]] = {}
+        for candidate in (winner, *sorted(others, key=lambda one: (-one.accuracy, one.error))):
+            ranked_by = self.ranked_by(candidate)
+            if ranked_by not in rankings:
+                rankings[ranked_by] = self.rank(*ranked_by)
+            ranking = rankings[ranked_by]
+            count = self.fewest(ranking, candidate)
+            if count is not None:
+                return candidate, ranking, tuple(cost.layer for cost in ranking[:count])
+        raise self.cannot_be_mended(winner, rankings[self.ranked_by(winner)], len(others))
+
+    def ranked_by(self, candidate: Candidate) -> tuple[str, str]:
+        """Recipe and calibration that rank a candidate's layers; OpenVINO's own format leaves it to ONNX Runtime's."""
+        if self.recipes[candidate.recipe].suffix != ".onnx":
+            return "ort-u8s7", METHODS[0]
+        return candidate.recipe, candidate.method
+
+    def rank(self, recipe: str, method: str) -> tuple[LayerCost, ...]:
+        """What each layer costs."""
         quantizer: Quantizer = self.recipes.get(recipe) or make_quantizer(recipe, self.calibration)
         ranking = rank_layers(self.calibration, quantizer, method, self.open)
         return tuple(cost for cost in ranking if cost.layer not in self.kept)
 
-    def fewest(self, ranking: tuple[LayerCost, ...], winner: Candidate) -> tuple[str, ...]:
-        """The fewest of the dearest layers with which the limit holds."""
+    def fewest(self, ranking: tuple[LayerCost, ...], candidate: Candidate) -> int | None:
+        """How many of the dearest layers have to stay in float for the limit to hold; None where no number helps."""
 
         def drop(kept: tuple[str, ...]) -> float:
-            _, after = self.written(winner.recipe, winner.method, (*self.kept, *kept))
+            _, after = self.written(candidate.recipe, candidate.method, (*self.kept, *kept))
             return self.before.top1.value - after.top1.value
 
         assert self.settings.max_drop is not None
-        count = fewest_kept(ranking, drop, self.settings.max_drop)
-        if count is None:
-            raise VerificationError(
-                f"{winner.recipe} loses {self.before.top1.value - winner.accuracy:.2%} of accuracy, "
-                f"{self.settings.max_drop:.2%} is allowed, and no share of layers in float makes up for it.",
-                f"The dearest layer is {ranking[0].layer}.  Use fp16 or bf16, allow more, or train with quantisation.",
-            )
-        return tuple(cost.layer for cost in ranking[:count])
+        return fewest_kept(ranking, drop, self.settings.max_drop)
+
+    def cannot_be_mended(self, winner: Candidate, ranking: tuple[LayerCost, ...], others: int) -> VerificationError:
+        """The error that tells of the most accurate recipe, since the others lose as much or more."""
+        noun = "recipe" if others == 1 else "recipes"
+        elsewhere = f", here or in the {others} other {noun}" if others else ""
+        dearest = f"The dearest layer is {ranking[0].layer}.  " if ranking else ""
+        return VerificationError(
+            f"{winner.recipe} loses {self.before.top1.value - winner.accuracy:.2%} of accuracy, "
+            f"{self.settings.max_drop:.2%} is allowed, and no share of layers in float makes up for it{elsewhere}.",
+            f"{dearest}Use fp16 or bf16, allow more, or train with quantisation.",
+        )
 
     def missed(self, accuracy: float) -> bool:
         """Has a file of this accuracy lost more than allowed?"""

@@ -20,10 +20,11 @@ import onnx
 
 from iekd.compress.calibration import Calibration
 from iekd.compress.quantizers.onnxruntime import is_transformer
-from iekd.deploy.openvino_format import SUFFIX, write_entries
+from iekd.deploy.openvino_format import LAYERS, SUFFIX, write_entries
 from iekd.errors import EnvironmentMissingError
 
 INSTALL = "pip install 'iekd-compress[quantize]'"
+_NOT_COMPUTED = ("Constant", "Parameter", "Result")
 
 
 class Nncf:
@@ -50,7 +51,7 @@ class Nncf:
 
         model = self._float_model()
         images = self._calibration.images
-        ignored = [name for name in _names(model) if _onnx_name(name) in set(kept_float)]
+        ignored = _left_in_float(model, set(kept_float))
         with _quiet():
             quantized = nncf.quantize(
                 model,
@@ -74,8 +75,38 @@ class Nncf:
             return openvino.Core().read_model(file).clone()
 
 
-def _names(model: Any) -> list[str]:
-    return [operator.get_friendly_name() for operator in model.get_ordered_ops()]
+def _left_in_float(model: Any, kept_float: set[str]) -> list[str]:
+    """Names of the operators that stay in float: the layers asked for, and what nothing but those reads.
+
+    NNCF quantises additions and poolings of its own accord, and what a layer in float is given would be rounded there.
+    The rule is :meth:`iekd.deploy.graph_checks.Graph.left_in_float`, read off OpenVINO's graph, since operators that
+    OpenVINO takes apart have names there that the ONNX graph does not know.
+    """
+    layers, following = _layers_and_readers(model)
+    ignored = []
+    for operator in model.get_ordered_ops():
+        name = operator.get_friendly_name()
+        if operator.get_type_name() in _NOT_COMPUTED:
+            continue
+        readers = following[name]
+        if _onnx_name(name) in layers:  # the addition of its bias goes with the layer, whatever reads it
+            readers = set()
+        if _onnx_name(name) in kept_float or (readers and readers <= kept_float):
+            ignored.append(name)
+    return ignored
+
+
+def _layers_and_readers(model: Any) -> tuple[set[str], dict[str, set[str]]]:
+    """ONNX names of the layers; and for each operator those that read it with no other layer in between."""
+    layers = {_onnx_name(one.get_friendly_name()) for one in model.get_ops() if one.get_type_name() in LAYERS}
+    following: dict[str, set[str]] = {}
+    for operator in reversed(model.get_ordered_ops()):
+        found: set[str] = set()
+        for reader in (target.get_node() for output in operator.outputs() for target in output.get_target_inputs()):
+            name = reader.get_friendly_name()
+            found |= {_onnx_name(name)} if reader.get_type_name() in LAYERS else following[name]
+        following[operator.get_friendly_name()] = found
+    return layers, following
 
 
 def _onnx_name(friendly: str) -> str:

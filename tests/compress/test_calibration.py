@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from iekd.compress.calibration import METHODS, Calibration, Histogram, choose_images, choose_range, collect_histograms
+from iekd.compress.calibration import (
+    CALIBRATION_IMAGES,
+    JUDGING_IMAGES,
+    METHODS,
+    Calibration,
+    Histogram,
+    choose_images,
+    choose_numbers,
+    choose_range,
+    collect_histograms,
+)
+from iekd.compress.variants import training_images
 from iekd.errors import InputError
 
 LABELS = np.array([0] * 60 + [1] * 30 + [2] * 10)
@@ -103,3 +116,53 @@ def test_a_network_that_is_not_finite_is_refused() -> None:
     for factor in (float("nan"), float("inf")):
         with pytest.raises(InputError, match="not finite at"):
             collect_histograms(double(factor), images)
+
+
+def test_what_calibrates_is_balanced_and_seeded_and_others_decide() -> None:
+    targets = np.repeat([0, 1, 2], [900, 60, 40])
+    for seed in (0, 1):
+        calibrating, judging = choose_numbers(targets, 96, seed)
+        assert np.bincount(targets[calibrating]).tolist() == [32, 32, 32]
+        assert len(judging) == JUDGING_IMAGES
+        assert not set(calibrating) & set(judging)
+        assert len(set(targets[calibrating[:16]])) == 3, "layers are ranked on the first ones"
+    one, same, other = (set(choose_numbers(targets, 96, seed)[0]) for seed in (0, 0, 1))
+    assert one == same != other
+    assert len(choose_numbers(targets, None, 0)[0]) == CALIBRATION_IMAGES
+    assert [len(part) for part in choose_numbers(targets[:400], 300, 0)] == [300, 100]
+
+
+class Numbered:
+    """Images that tell their number, and which of them were decoded."""
+
+    def __init__(self, targets: np.ndarray) -> None:
+        self.targets = targets
+        self.decoded: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        self.decoded.append(index)
+        return index, int(self.targets[index])
+
+
+def test_a_run_calibrates_on_balanced_seeded_images_and_others_decide() -> None:
+    def drawn(seed: int) -> tuple[list[int], list[int]]:
+        source = Numbered(np.repeat([0, 1], [9900, 100]))
+        job: Any = SimpleNamespace(
+            data=SimpleNamespace(train=source),
+            config=SimpleNamespace(seed=seed),
+            preprocessing=lambda number: np.full((3, 1, 1), number, np.float32),
+        )
+        (images, labels), (held_out, others) = training_images(job)
+        assert np.bincount(labels).tolist() == [156, 100], "all there are of the rare class"
+        assert others.shape == (512,)
+        calibrating, judging = (found[:, 0, 0, 0].astype(int).tolist() for found in (images, held_out))
+        assert source.decoded == [*calibrating, *judging], "no image but those"
+        assert len({*calibrating, *judging}) == 256 + 512
+        return calibrating, judging
+
+    assert drawn(0) == drawn(0)
+    for one, other in zip(drawn(0), drawn(1), strict=True):
+        assert set(one) != set(other)

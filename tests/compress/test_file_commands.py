@@ -72,20 +72,6 @@ def test_few_images_calibrate_by_half_unless_more_are_asked_for(
         files.quantize_file(source, tmp_path / "s.onnx", **how, calibration_images=61)
 
 
-def test_what_calibrates_is_balanced_and_seeded_and_others_decide() -> None:
-    targets = np.repeat([0, 1, 2], [900, 60, 40])
-    for seed in (0, 1):
-        calibrating, judging = files.choose_numbers(targets, 96, seed)
-        assert np.bincount(targets[calibrating]).tolist() == [32, 32, 32]
-        assert len(judging) == files.JUDGING_IMAGES
-        assert not set(calibrating) & set(judging)
-        assert len(set(targets[calibrating[:16]])) == 3, "layers are ranked on the first ones"
-    one, same, other = (set(files.choose_numbers(targets, 96, seed)[0]) for seed in (0, 0, 1))
-    assert one == same != other
-    assert len(files.choose_numbers(targets, None, 0)[0]) == files.CALIBRATION_IMAGES
-    assert [len(part) for part in files.choose_numbers(targets[:400], 300, 0)] == [300, 100]
-
-
 @pytest.mark.parametrize("precision", ["int8", "bf16"])
 def test_the_accuracy_that_is_told_is_that_on_validation_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str

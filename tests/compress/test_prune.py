@@ -214,7 +214,6 @@ def test_bad_choices_are_refused(network: Small) -> None:
     refuse("unknown way to prune attention heads", network, heads="all")
     refuse("multiples of 0", network, round_to=0)
     refuse("taylor needs labelled batches", network, criterion="taylor")
-    refuse("has none", timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1), criterion="bn-scale")
 
 
 def test_goals_that_cannot_be_met_are_refused(network: Small) -> None:
@@ -234,7 +233,7 @@ def test_a_network_with_nothing_to_prune_is_refused() -> None:
             logits: Tensor = self.head(images.mean((2, 3)))
             return logits
 
-    refuse("nothing to prune in HeadOnly", HeadOnly())
+    refuse("nothing to prune in HeadOnly: it has no convolution and no linear layer beside the", HeadOnly())
 
 
 def test_a_network_that_cannot_be_pruned_is_refused_with_the_layer_s_name(network: Small) -> None:
@@ -246,6 +245,15 @@ def test_a_network_that_cannot_be_pruned_is_refused_with_the_layer_s_name(networ
 
     network.norm = nn.Sequential(nn.BatchNorm2d(32), Stubborn())  # type: ignore[assignment]
     refuse(r"Small cannot be pruned at layer 'norm\.1': shape", network)
+
+
+def test_a_criterion_without_its_normalisation_names_the_layer_or_the_kind_that_is_missing(network: Small) -> None:
+    transformer = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    refuse(r"has no BatchNorm layer: .* 'blocks\.0\.norm1' first, is LayerNorm", transformer, criterion="bn-scale")
+    network.norm = nn.Identity()  # type: ignore[assignment]
+    refuse("Small has no BatchNorm layer and no other normalisation", network, criterion="bn-scale")
+    inputs_alone = nn.Sequential(nn.BatchNorm2d(3), network)
+    refuse(r"no batch normalisation follows '1\.first'", inputs_alone, criterion="bn-scale")
 
 
 def test_an_image_size_that_does_not_fit_names_the_layer() -> None:

@@ -132,7 +132,7 @@ Decision = tuple[dict[str, Any], dict[str, Any] | None, list[str]]
 def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Decision]:
     """The stage, with files that lose what the test says; returns its result, what is recorded, and what was made."""
 
-    def work(*, plain: float, trained: float, kept: float | None = None, **changes: Any) -> Decision:
+    def work(*, plain: float, trained: float, kept: float | None = None, there: int = 256, **changes: Any) -> Decision:
         made: list[str] = []
 
         def fake(source: Path, output: Path, *, settings: QuantizeSettings, **_how: Any) -> QuantizeResult:
@@ -149,7 +149,8 @@ def decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Dec
             return QuantizeResult(output, "int8", chosen, (chosen,), before, after, layers, (), None, 0.0)
 
         monkeypatch.setattr(variants, "quantize", fake)
-        monkeypatch.setattr(variants, "training_images", lambda _job: (np.zeros((4, 3, 8, 8)), np.arange(4)))
+        one = np.zeros((there, 3, 1, 1)), np.zeros(there, np.int64)
+        monkeypatch.setattr(variants, "training_images", lambda _job: (one, one))
         job = SimpleNamespace(
             config=make_config(tiny(**changes)),
             folder=tmp_path,
@@ -186,6 +187,12 @@ def test_auto_trains_where_the_limit_is_missed_alone(decide: Callable[..., Decis
     assert decide(plain=0.03, trained=0.0, qat="auto", max_drop=0.05)[2] == ["plain"]
     assert decide(plain=0.03, trained=0.0, qat="never")[2] == ["plain"]
     assert decide(plain=0.0, trained=0.0, qat="always")[2] == ["plain", "trained"]
+
+
+def test_what_is_calibrated_on_few_images_says_so(decide: Callable[..., Decision]) -> None:
+    few = decide(plain=0.0, trained=0.0, qat="never", there=30)[0]["remarks"]
+    assert few == ["The other precisions than float32 were calibrated on 30 images, half of what there is."]
+    assert decide(plain=0.0, trained=0.0, qat="never", there=256)[0]["remarks"] == []
 
 
 def test_a_trained_file_that_loses_more_does_not_ship(decide: Callable[..., Decision]) -> None:
