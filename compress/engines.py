@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from iekd.compress.calibration import choose_numbers
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.targets import TARGETS
@@ -26,8 +27,6 @@ from iekd.errors import IekdError, InputError, unknown_name
 
 SCHEMES = TARGETS["tensorrt"].schemes
 PRECISIONS = ("fp32", *SCHEMES, "best")
-IMAGES = 512
-"""Training images that calibrate and decide, half each."""
 LATENCY_IMAGES = 64
 WORTH = 0.99
 """With ``best``: share of the float32 file's accuracy that another precision must keep."""
@@ -160,15 +159,16 @@ def convert(model: Path, precision: str, data: ImageData, folder: Path) -> Path:
         InputError: as :func:`iekd.compress.quantize.quantize`.
         VerificationError: it loses more than a point of accuracy whatever stays in float.
     """
-    images, labels = some_arrays(data.train, model, IMAGES)
+    chosen = choose_numbers(data.train.targets, None, seed=0)
+    (images, labels), held_out = (_arrays(data.train, model, numbers) for numbers in chosen)
     return quantize(
         model,
         folder / f"{model.stem}-{precision}.onnx",
         scheme=SCHEMES[precision],
-        images=images[::2],
-        labels=labels[::2],
-        held_out=(images[1::2], labels[1::2]),
-        settings=QuantizeSettings(calibration_images=min(256, len(labels[::2]))),
+        images=images,
+        labels=labels,
+        held_out=held_out,
+        settings=QuantizeSettings(calibration_images=len(labels)),
     ).file
 
 
@@ -214,7 +214,11 @@ def _images(data: str | None, val_fraction: float | None) -> ImageData:
 
 def some_arrays(source: Any, model: Path, count: int) -> tuple[Any, Any]:
     """``count`` images (or all) spread over ``source``, as ``model`` takes them, shuffled; and their classes."""
-    preprocessing = read_metadata(model).preprocessing
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    pairs = [source[int(index)] for index in np.random.default_rng(0).permutation(chosen)]
+    return _arrays(source, model, np.random.default_rng(0).permutation(chosen))
+
+
+def _arrays(source: Any, model: Path, numbers: Any) -> tuple[Any, Any]:
+    preprocessing = read_metadata(model).preprocessing
+    pairs = [source[int(number)] for number in numbers]
     return np.stack([preprocessing(image) for image, _ in pairs]), np.array([target for _, target in pairs])

@@ -146,9 +146,9 @@ def test_one_network_cannot_teach_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("student", "changes"),
     [
-        ("flat", {"objective": "kd"}),
-        ("flat", {"objective": "dml"}),
-        ("fixed", {"objective": "kd"}),
+        ("flat", {"objective": "kd", "tap": "-1"}),
+        ("flat", {"objective": "dml", "tap": "-1"}),
+        ("fixed", {"objective": "kd", "tap": "-1"}),
         ("fixed", {"objective": "ie-ft+kd", "tap": "2"}),
     ],
     ids=lambda value: value if isinstance(value, str) else value["objective"],
