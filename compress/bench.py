@@ -30,7 +30,7 @@ from iekd.deploy.report import read_report
 from iekd.deploy.results import Accuracy, Report
 from iekd.deploy.throughput import measure_throughput
 from iekd.errors import InputError
-from iekd.files import sha256_of, write_json
+from iekd.files import refuse_output_folder, sha256_of, write_json
 from iekd.models.preprocessing import Preprocessing
 
 LATENCY_IMAGES = 64
@@ -81,9 +81,10 @@ def bench_files(
 
     Raises:
         InputError: a file is missing, says nothing of its preprocessing, does not take ``batch`` images, or was made
-            for other classes than the data's; or the files take images of different sizes.
+            for other classes than the data's; or the files take images of different sizes; or ``output`` is a file.
     """
     paths, modes, folder = _expand(files), modes or Modes(), output or Path("bench")
+    refuse_output_folder(folder)
     config = next((config_of(report) for report in map(_report, files) if report), None)
     backend = backend or (TARGETS[config.target].backend if config else "onnxruntime")
     if modes.repeat and len(paths) != 2:

@@ -19,6 +19,7 @@ from iekd.deploy.openvino_format import is_openvino
 from iekd.deploy.report import read_report
 from iekd.deploy.results import Report
 from iekd.errors import InputError
+from iekd.files import refuse_output_file
 from iekd.models.preprocessing import Preprocessing
 
 
@@ -32,14 +33,16 @@ def bundle_run(run: Path, output: Path, *, images: int = 300, data: ImageData | 
         data: the run's; None: opened as its settings say.
 
     Raises:
-        InputError: no run folder, the run is unfinished, or its data is not where it was.
+        InputError: no run folder, the run is unfinished, its data is not where it was, or ``output`` is a folder or one
+            of the files that are packed.
     """
     if run.is_file():
         raise InputError(f"{run} is a file, and a bundle is made of a run.", "Give the folder of a finished run.")
     report = read_report(run / "report.json")
     config = config_of(report)
-    data = data or open_data(config)
     models = student_files(run)
+    refuse_output_file(output, *models.values(), run / "teacher.onnx", run / "report.json")
+    data = data or open_data(config)
     about = read_metadata(next(iter(models.values())))
     pixels, labels = _some(data, about.preprocessing, images)
     limit = report.verdict.min_retained * _accuracy(run / "teacher.onnx", pixels, labels)

@@ -55,8 +55,11 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         from iekd.deploy.device.inspector import describe, inspect_engine
         from iekd.deploy.engine import BuildSettings
         from iekd.deploy.openvino_format import refuse_openvino
+        from iekd.files import refuse_output_file
 
         check_target(target)
+        if output is not None:
+            refuse_output_file(output, model)
         refuse_openvino(model, "TensorRT", "Give the run's ONNX file, such as RUN/student.onnx.")
         settings = BuildSettings(
             batch=_range("--batch", batch),

@@ -16,7 +16,7 @@ from iekd.compress.precisions import scheme_of
 from iekd.compress.prune import Latency, Macs, Ratio, describe_gain, prune_artefact
 from iekd.compress.pruning.latency import measure_networks
 from iekd.compress.pruning.share import target_latency
-from iekd.compress.quantize import QuantizeSettings, open_pair, quantize
+from iekd.compress.quantize import QuantizeSettings, open_pair, quantize, refuse_quantized
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.targets import TARGETS
 from iekd.compress.texts import parse_latency
@@ -67,6 +67,7 @@ def quantize_file(
         raise unknown_name("target", target, TARGETS)
     scheme = scheme_of(precision, target)
     refuse_openvino(model, "quantisation", FLOAT_INSTEAD)
+    refuse_quantized(output, model)
     images = load_data(data, val_fraction=val_fraction)
     if read_metadata(model).classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")
@@ -128,7 +129,7 @@ def prune_file(
 
     Args:
         source: the artefact.
-        output: folder of the pruned one.
+        output: folder of the pruned one: missing, empty, or an artefact, which is replaced.
         fewer_macs: share of the multiply-accumulates to remove.
         ratio: share of the channels to remove.
         max_latency: such as 1.5ms, on the target's runtime as a run measures it.

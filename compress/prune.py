@@ -21,7 +21,7 @@ from iekd.compress.pruning.task import Attempt, PruningTask, refresh_facts
 from iekd.compress.pruning.widths import choose_cuts
 from iekd.deploy.results import Interval
 from iekd.errors import InputError, unknown_name
-from iekd.models.checkpoint import load_artefact, save_artefact
+from iekd.models.checkpoint import load_artefact, refuse_target, save_artefact
 from iekd.models.pruned import Changes, describe_changes, merge_changes
 from iekd.models.registry import Architecture, count_parameters
 
@@ -144,13 +144,16 @@ def prune_artefact(source: Path, target: Path, *, goal: Goal, **options: Any) ->
 
     Args:
         source: an artefact, such as ``RUN/student``.
-        target: where the pruned one goes; its facts hold the history of every pruning so far, and no accuracy.
+        target: where the pruned one goes, in the place of an artefact that is there; its facts hold the history of
+            every pruning so far, and no accuracy.
         goal: as in :func:`prune`.
         options: the other arguments of :func:`prune`, but for the image size, which the artefact knows.
 
     Raises:
-        InputError: as :func:`prune` does, or ``source`` is not a readable artefact.
+        InputError: as :func:`prune` does, ``source`` is not a readable artefact, or ``target`` holds anything else than
+            an artefact, is ``source``, or lies in or around it.
     """
+    refuse_target(target, source)
     artefact = load_artefact(source)
     result = prune(artefact.network, image_size=artefact.preprocessing.size, goal=goal, **options)
     pruned = dataclasses.replace(

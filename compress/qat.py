@@ -88,8 +88,8 @@ def qat_epochs(config: RunConfig, epochs: int) -> int:
 def _write(artefact: Artefact, job: Job) -> None:
     folder = job.folder / QAT_ARTEFACT
     network = artefact.network.cpu().eval()
-    save_artefact(folder, dataclasses.replace(artefact, network=network))
     path, name = folder / "student.onnx", artefact.architecture.name
+    save_artefact(folder, dataclasses.replace(artefact, network=network), beside=(path.name,))
     export_onnx(network, path, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
     session = get_backend(TARGETS[job.config.target].checks_exports).load(path, threads=job.config.threads or 0)
     reference = TorchSession(network, session.input_shape)

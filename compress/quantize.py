@@ -24,8 +24,9 @@ from iekd.deploy import precision
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.graph_checks import load_float
 from iekd.errors import InputError, VerificationError, unknown_name
+from iekd.files import refuse_output_file
 
-__all__ = ["CASTS", "Candidate", "QuantizeResult", "QuantizeSettings", "open_pair", "quantize"]
+__all__ = ["CASTS", "Candidate", "QuantizeResult", "QuantizeSettings", "open_pair", "quantize", "refuse_quantized"]
 CASTS = ("fp16", "bf16")
 
 
@@ -56,13 +57,14 @@ def quantize(
 
     Raises:
         InputError: unknown scheme; too few images; a file that is quantised already or has nothing to quantise; a
-            precision that the target lacks.
+            precision that the target lacks; an ``output`` that is a folder or what is read.
         EnvironmentMissingError: a library is missing; says how to install it.
         VerificationError: no file keeps the accuracy asked for, or the graph is not what the target needs.
     """
     settings = settings or QuantizeSettings()
     if scheme not in (*SCHEMES, *CASTS):
         raise unknown_name("quantisation scheme", scheme, (*SCHEMES, *CASTS))
+    refuse_quantized(output, source, *([] if against is None else [against]))
     if settings.target:
         precision.check_reachable(SCHEMES[scheme].precision if scheme in SCHEMES else scheme, settings.target)
     start = time.perf_counter()
@@ -80,6 +82,21 @@ def quantize(
         if against is not None:
             comparison.count_from(against)
         return comparison.run(output, scheme, start)
+
+
+def refuse_quantized(output: Path, *sources: Path) -> None:
+    """Refuse a place for a quantised file, where OpenVINO's two files may lie instead.
+
+    Args:
+        output: the file to write, as :func:`quantize` is given it.
+        sources: files that are read.
+
+    Raises:
+        InputError: a file that would be written is a folder, below a file, or a source.
+    """
+    refuse_output_file(output, *sources)
+    for suffix in (".xml", ".bin"):
+        refuse_output_file(output.with_suffix(suffix), *sources)
 
 
 def open_pair(source: Path, made: Path, scheme: str) -> tuple[Session, Session]:

@@ -19,9 +19,11 @@ from iekd.compress.config import FREE_TO_CHANGE, MAX_DROP, RunConfig, flag, sett
 from iekd.compress.observer import Observer
 from iekd.errors import RunFolderError
 from iekd.files import disk_errors, sha256_of, write_json, write_text
+from iekd.models.checkpoint import refuse_foreign
 
 FORMAT = 1
 T = TypeVar("T")
+_ARTEFACTS = ("teacher", "student", "pruned")
 _STATE = "run.json"
 _CONFIG = "config.yaml"
 
@@ -50,6 +52,7 @@ class RunFolder:
 
         Raises:
             RunFolderError: in use by another run, of another configuration, of a newer version, or not a run folder.
+            InputError: a file of the user's own lies in one of its artefacts, which a stage may write anew.
         """
         path = config.folder
         if not accelerator.is_main_process:
@@ -167,6 +170,8 @@ def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict
             state["stages"] = {}
         else:
             _refuse_other_config(path, state, settings, identity)
+        for name in _ARTEFACTS:
+            refuse_foreign(path / name)
     else:
         foreign = [entry.name for entry in path.iterdir() if entry.name != ".lock"]
         if foreign:

@@ -10,6 +10,7 @@ from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.export import export_onnx
 from iekd.deploy.verify import verify
+from iekd.files import refuse_output_file
 from iekd.models.checkpoint import load_artefact
 
 LATENCY_IMAGES = 64
@@ -19,9 +20,10 @@ def export_artefact(folder: Path, output: Path) -> str:
     """Export an artefact, verified on images of noise where no data set is at hand; returns what to tell the user.
 
     Raises:
-        InputError: not an artefact.
+        InputError: not an artefact, or ``output`` is a folder or lies in the artefact, which would be none any more.
         VerificationError: the file does not compute what the network computes.
     """
+    refuse_output_file(output, folder)
     artefact = load_artefact(folder)
     network = artefact.network.eval()
     export_onnx(

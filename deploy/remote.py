@@ -24,7 +24,7 @@ from iekd.deploy import remote_agent
 from iekd.deploy.remote_board import EXIT_SSH, Board, connection_error, last_line
 from iekd.deploy.remote_run import AGAIN, run_bundle
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
-from iekd.files import atomic_file, sha256_of
+from iekd.files import atomic_file, refuse_output_folder, sha256_of
 
 FOLDER = "iekd-bundles"
 """On the board, in the home of the user."""
@@ -64,7 +64,7 @@ def deploy(
         The fetched ``result.json``; its verdict may be a miss.
 
     Raises:
-        InputError: the bundle is none, or the board found it damaged.
+        InputError: the bundle is none, the board found it damaged, or ``output`` is a file.
         EnvironmentMissingError: the board cannot be reached, lets nobody in, has no suitable Python or no space, or
             lacks a part that the run needs.
     """
@@ -75,6 +75,7 @@ def deploy(
         )
     if any(argument.startswith("--output") for argument in arguments):
         raise InputError("run.py's --output cannot be given here.", "Choose the folder on the board by --folder.")
+    refuse_output_folder(output)
     say = say or _print
     digest, unpacked, manifest = _examine(bundle)
     _copy(board, bundle, folder, digest, unpacked, say)

@@ -20,7 +20,7 @@ from iekd.deploy.engine import domain_errors
 from iekd.deploy.export import read_metadata
 from iekd.deploy.openvino_format import refuse_openvino
 from iekd.errors import InputError
-from iekd.files import atomic_folder, sha256_of
+from iekd.files import atomic_folder, refuse_output_folder, sha256_of
 
 LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
@@ -83,8 +83,9 @@ def write_repository(
         dynamic_batching_us: how long a request may wait to be batched with others, in microseconds; None: never.
 
     Raises:
-        InputError: no ONNX file, bad numbers or name, another interface under that name, or a plan that Triton cannot
-            serve so: stripped of its weights, of other batches, of another file, or without its manifest.
+        InputError: no ONNX file, bad numbers or name, a file where a folder is to be, another interface under that
+            name, or a plan that Triton cannot serve so: stripped of its weights, of other batches, of another file, or
+            without its manifest.
     """
     if onnx is None:
         raise InputError(
@@ -101,9 +102,10 @@ def write_repository(
             f"{onnx} takes exactly {interface.batch} image(s) a call.", "Export it with a dynamic batch for serving."
         )
     files = {form: path for form, path in (("onnx", onnx), ("plan", plan)) if path is not None}
-    for path in files.values():
+    for form, path in files.items():
         if not path.is_file():
             raise InputError(f"no file at {path}.", "Check the path.")
+        refuse_output_folder(output / f"{name}_{form}")
     if plan is not None:
         _check_plan(plan, onnx, max_batch)
     for form, path in files.items():

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iekd.errors import InputError
-from iekd.files import atomic_folder, disk_errors, sha256_of
+from iekd.files import atomic_folder, disk_errors, refuse_output_folder, sha256_of
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.pruned import apply_changes
 from iekd.models.registry import Architecture, build
@@ -40,8 +40,18 @@ class Artefact:
     """What is known of it, such as its accuracy; free-form, JSON types."""
 
 
-def save_artefact(folder: Path, artefact: Artefact) -> None:
-    """Write an artefact, atomically: ``folder`` afterwards holds the whole of it, or what it held before."""
+def save_artefact(folder: Path, artefact: Artefact, *, beside: tuple[str, ...] = ()) -> None:
+    """Write an artefact, atomically: ``folder`` afterwards holds the whole of it, or what it held before.
+
+    Args:
+        folder: missing, empty, or an artefact, which is replaced.
+        artefact: what to write.
+        beside: names of further files that may be there, and are deleted.
+
+    Raises:
+        InputError: ``folder`` is or holds something else, which would be lost.
+    """
+    refuse_foreign(folder, beside=beside)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in artefact.network.state_dict().items()}
     with atomic_folder(folder) as temporary:
         with disk_errors(folder):
@@ -58,6 +68,59 @@ def save_artefact(folder: Path, artefact: Artefact) -> None:
             "facts": artefact.facts,
         }
         (temporary / _DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def refuse_foreign(folder: Path, *, beside: tuple[str, ...] = ()) -> None:
+    """Refuse to write an artefact where anything but an artefact would be deleted.
+
+    A damaged one may be replaced: only the names of its files count.
+
+    Args:
+        folder: where one is to be written.
+        beside: names of further files that may be deleted.
+
+    Raises:
+        InputError: ``folder`` is a file, or holds an entry of another name.
+    """
+    refuse_output_folder(folder)
+    foreign = {entry.name for entry in folder.iterdir()} - {_WEIGHTS, _DESCRIPTION, *beside} if folder.is_dir() else ()
+    if foreign:
+        raise InputError(
+            f"{folder} holds '{min(foreign)}', which is no part of an artefact: writing one there would delete it.",
+            "Move it away, or give another folder.",
+        )
+
+
+def refuse_target(folder: Path, source: Path) -> None:
+    """Refuse a folder of the user's own for an artefact that is made from another; asked before anything is computed.
+
+    Args:
+        folder: where it is to be written: missing, empty, or an artefact.
+        source: the artefact that is read.
+
+    Raises:
+        InputError: something else would be lost, ``source`` among it, or ``folder`` cannot be replaced as a whole.
+    """
+    refuse_output_folder(folder, source)
+    refuse_foreign(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not _is_described(folder):
+        raise InputError(
+            f"{folder} is not empty and is no artefact: its files would be deleted.", "Give another folder."
+        )
+    if folder.resolve() == Path.cwd() or folder.is_mount():
+        raise InputError(
+            f"{folder} is a mount point or the working directory, which nothing can take the place of.",
+            "Give a folder in it.",
+        )
+
+
+def _is_described(folder: Path) -> bool:
+    """Is its ``model.json`` one of ours, of any version?  Other programs write files of this name."""
+    try:
+        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(description, dict) and description.keys() >= {"format", "architecture", "weights_sha256"}
 
 
 def read_description(folder: Path) -> dict[str, Any]:

@@ -33,6 +33,15 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_a_link_to_a_folder_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    with atomic_folder(tmp_path / "link") as temporary:
+        (temporary / "x").write_text("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a" / "x").read_text() == "new"
+
+
 def test_only_a_full_disk_is_translated(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="No space left"), disk_errors(tmp_path):
         raise OSError(errno.ENOSPC, "x")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from iekd.errors import RunFolderError
+from iekd.errors import InputError, RunFolderError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -52,7 +52,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``; on success it takes the place of ``path``."""
+    """Yield an empty temporary folder beside ``path``; on success it takes the place of ``path``.
+
+    All that ``path`` held is deleted then: whoever calls this knows that it may be.  A link is followed, and stays.
+    """
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -65,6 +69,54 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def refuse_output_file(output: Path, *sources: Path) -> None:
+    """Refuse a file to write that could not be written, or would destroy what it is made from.
+
+    Asked before anything is computed: such a file is renamed into its place at the very end.
+
+    Args:
+        output: the file to write; one that exists is replaced.
+        sources: files and folders that are read.
+
+    Raises:
+        InputError: it is a folder, lies below a file, or is a source or a part of one.
+    """
+    if output.is_dir():
+        raise InputError(f"{output} is a folder, and a file is to be written.", "Give the file's name, too.")
+    _refuse_place(output, sources)
+
+
+def refuse_output_folder(output: Path, *sources: Path) -> None:
+    """Refuse a folder to write that could not be made, or would destroy what it is made from; as for a file.
+
+    Args:
+        output: the folder to write.
+        sources: files and folders that are read.
+
+    Raises:
+        InputError: it is a file, lies below one, or is a source, a part of one, or around one.
+    """
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file, and a folder is to be written.", "Give another folder.")
+    _refuse_place(output, sources)
+
+
+def _refuse_place(output: Path, sources: tuple[Path, ...]) -> None:
+    """Links are resolved, for another spelling of a path is the same place."""
+    place = output.resolve()
+    for source in sources:
+        given = source.resolve()
+        if place == given:
+            raise InputError(f"{output} is read, and writing there would destroy it.", "Give another output.")
+        if given in place.parents:
+            raise InputError(f"{output} lies in {source}, which is read.", "Give an output outside of it.")
+        if place in given.parents:
+            raise InputError(f"{source}, which is read, lies in {output}.", "Give an output beside it.")
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir():
+        raise InputError(f"{output} cannot be written: {above} is a file.", "Give an output in a folder.")
 
 
 def write_json(path: Path, value: Any) -> None:

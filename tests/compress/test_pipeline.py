@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import textwrap
 from pathlib import Path
@@ -18,8 +19,11 @@ from safetensors.torch import load_file
 from small import environment_of, settings
 
 import iekd
+from iekd.compress.config import make_config
 from iekd.compress.data import wrap_datasets
 from iekd.compress.objectives.base import Objective
+from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
 from iekd.deploy.export import read_metadata
 from iekd.deploy.report import read_report
 from iekd.errors import VerificationError
@@ -55,6 +59,17 @@ def test_the_saved_settings_leave_nothing_open_and_give_the_same_run(finished_ru
     assert saved["lr"] > 0
     assert saved["augment"] == "digits"
     assert saved["epochs"] == 2
+
+
+def test_a_run_that_goes_on_writes_its_own_damaged_artefacts_anew(finished_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    damaged = [folder / role / "model.safetensors" for role in ("teacher", "student")]
+    for file in damaged:
+        file.write_bytes(b"damaged")
+    given = make_config(settings(out=str(folder), data="digits"))
+    run_stages(given, given.teacher, given.student, given.data, Observer(), until="distill")
+    for file in damaged:
+        assert load_file(file).keys() == load_file(finished_run / file.relative_to(folder)).keys()
 
 
 def test_the_student_carries_nothing_of_its_training(finished_run: Path) -> None:

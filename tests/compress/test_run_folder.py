@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.observer import Observer
 from iekd.compress.run_folder import RunFolder
-from iekd.errors import RunFolderError
+from iekd.errors import InputError, RunFolderError
 
 
 class Seen(Observer):
@@ -52,6 +52,19 @@ def test_a_changed_output_is_made_again_and_what_followed_with_it(tmp_path: Path
                 folder.stage(name, [f"{name}.txt"], lambda name=name: write(folder.path / f"{name}.txt", name))
             (folder.path / "a.txt").write_text("tampered")
     assert (seen.done, seen.reused) == (["a", "b", "a", "b"], [])
+
+
+def test_a_file_of_the_users_own_in_an_artefact_is_told_before_the_artefact_is_made_again(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as folder:
+        folder.stage("teacher", [], dict)
+        folder.stage("distill", [], dict)
+    (tmp_path / "run" / "student").mkdir()
+    (tmp_path / "run" / "student" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"student holds 'notes\.txt'"), opened(tmp_path / "run"):
+        pass
+    (tmp_path / "run" / "student" / "notes.txt").unlink()
+    with opened(tmp_path / "run") as folder:
+        assert folder.stands("distill")
 
 
 def test_a_stage_that_fails_leaves_no_entry(tmp_path: Path) -> None:

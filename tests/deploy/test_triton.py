@@ -300,3 +300,6 @@ def test_bad_input_is_refused_before_anything_is_written(files: tuple[Path, Path
         with pytest.raises(InputError, match="cannot be a model's name"):
             write_repository(repo, name, onnx_file, None, max_batch=8)
     assert not repo.exists()
+    repo.write_text("a file")
+    with pytest.raises(InputError, match=r"student_onnx cannot be written: .*repo is a file"):
+        write_repository(repo, "student", onnx_file, None, max_batch=8)

@@ -94,6 +94,26 @@ def test_damage_is_noticed(tmp_path: Path) -> None:
         load_artefact(tmp_path / "a")
 
 
+def test_an_artefact_takes_the_place_of_an_artefact_alone(tmp_path: Path) -> None:
+    """Of a damaged one too, as a run that goes on does; a file of the user's own is not deleted."""
+    folder = tmp_path / "a"
+    for damage in ("model.json", "model.safetensors"):
+        save_artefact(folder, artefact())
+        (folder / damage).unlink()
+        save_artefact(folder, artefact())
+        assert load_artefact(folder).classes == ("a", "b", "c")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'notes\.txt'.*Move it away"):
+        save_artefact(folder, artefact())
+    assert (folder / "notes.txt").read_text() == "mine"
+    save_artefact(folder, artefact(), beside=("notes.txt",))
+    assert not (folder / "notes.txt").exists()
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="is a file"):
+        save_artefact(tmp_path / "file", artefact())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "file"]
+
+
 def test_a_newer_artefact_is_refused(tmp_path: Path) -> None:
     save_artefact(tmp_path / "a", artefact())
     file = tmp_path / "a" / "model.json"
