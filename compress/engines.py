@@ -15,7 +15,7 @@ from iekd.compress.calibration import choose_numbers
 from iekd.compress.data import ImageData, load_data
 from iekd.compress.quantize import QuantizeSettings, quantize
 from iekd.compress.targets import TARGETS
-from iekd.compress.views import plain_arrays
+from iekd.compress.views import chosen_arrays, plain_arrays
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import Session, get_backend
 from iekd.deploy.benchmark import measure_latency
@@ -160,7 +160,8 @@ def convert(model: Path, precision: str, data: ImageData, folder: Path) -> Path:
         VerificationError: it loses more than a point of accuracy whatever stays in float.
     """
     chosen = choose_numbers(data.train.targets, None, seed=0)
-    (images, labels), held_out = (_arrays(data.train, model, numbers) for numbers in chosen)
+    preprocessing = read_metadata(model).preprocessing
+    (images, labels), held_out = (chosen_arrays(data.train, preprocessing, numbers) for numbers in chosen)
     return quantize(
         model,
         folder / f"{model.stem}-{precision}.onnx",
@@ -215,10 +216,4 @@ def _images(data: str | None, val_fraction: float | None) -> ImageData:
 def some_arrays(source: Any, model: Path, count: int) -> tuple[Any, Any]:
     """``count`` images (or all) spread over ``source``, as ``model`` takes them, shuffled; and their classes."""
     chosen = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    return _arrays(source, model, np.random.default_rng(0).permutation(chosen))
-
-
-def _arrays(source: Any, model: Path, numbers: Any) -> tuple[Any, Any]:
-    preprocessing = read_metadata(model).preprocessing
-    pairs = [source[int(number)] for number in numbers]
-    return np.stack([preprocessing(image) for image, _ in pairs]), np.array([target for _, target in pairs])
+    return chosen_arrays(source, read_metadata(model).preprocessing, np.random.default_rng(0).permutation(chosen))

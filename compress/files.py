@@ -5,13 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from iekd.compress.calibration import calibrated_on_few, choose_numbers
 from iekd.compress.data import ImageData, load_data
-from iekd.compress.datasets.source import Labels
 from iekd.compress.precisions import scheme_of
 from iekd.compress.prune import Latency, Macs, Ratio, describe_gain, prune_artefact
 from iekd.compress.pruning.latency import measure_networks
@@ -20,7 +16,7 @@ from iekd.compress.quantize import QuantizeSettings, open_pair, quantize, refuse
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.targets import TARGETS
 from iekd.compress.texts import parse_latency
-from iekd.compress.views import plain_arrays
+from iekd.compress.views import chosen_arrays, plain_arrays
 from iekd.deploy.accuracy import measure_accuracy
 from iekd.deploy.backends import get_backend
 from iekd.deploy.export import read_metadata
@@ -69,10 +65,11 @@ def quantize_file(
     refuse_openvino(model, "quantisation", FLOAT_INSTEAD)
     refuse_quantized(output, model)
     images = load_data(data, val_fraction=val_fraction)
-    if read_metadata(model).classes != images.classes:
+    about = read_metadata(model)
+    if about.classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")
     calibrating, judging = choose_numbers(images.train.targets, calibration_images, seed)
-    arrays, labels = _read(images.train, model, calibrating)
+    arrays, labels = chosen_arrays(images.train, about.preprocessing, calibrating)
     settings = QuantizeSettings(calibration_images=len(labels), seed=seed, max_drop=max_drop, target=target)
     made = quantize(
         model,
@@ -80,7 +77,7 @@ def quantize_file(
         scheme=scheme,
         images=arrays,
         labels=labels,
-        held_out=_read(images.train, model, judging),
+        held_out=chosen_arrays(images.train, about.preprocessing, judging),
         settings=settings,
     )
     chosen = made.chosen
@@ -93,13 +90,6 @@ def quantize_file(
     if calibration_images is None and (few := calibrated_on_few(len(labels))):
         text += f"; {few}"
     return text
-
-
-def _read(source: Any, model: Path, numbers: Labels) -> tuple[Any, Labels]:
-    """Images of ``source`` as ``model`` takes them, float32 (N, 3, H, W), and their classes (N,)."""
-    preprocessing = read_metadata(model).preprocessing
-    pairs = [source[int(number)] for number in numbers]
-    return np.stack([preprocessing(image) for image, _ in pairs]), np.array([target for _, target in pairs], np.int64)
 
 
 def _accuracies(model: Path, made: Path, scheme: str, images: ImageData) -> str:

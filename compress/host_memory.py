@@ -29,8 +29,10 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
 
     Nothing happens on another device, under another allocator, or where the environment sets glibc's own variables.
     """
-    if device.type == "cpu" and not any(name in os.environ for name in _OWN_SETTINGS):
-        _keep()
+    if device.type != "cpu" or any(name in os.environ for name in _OWN_SETTINGS):
+        yield
+        return
+    _keep()
     try:
         yield
     finally:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from iekd.compress.calibration import calibrated_on_few, choose_numbers
 from iekd.compress.config import RunConfig
 from iekd.compress.datasets.source import Labels
@@ -25,6 +23,7 @@ from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quan
 from iekd.compress.quantizers.candidates import name_layers
 from iekd.compress.quantizers.simulated import GRIDS
 from iekd.compress.targets import TARGETS
+from iekd.compress.views import chosen_arrays
 from iekd.deploy.backends import Array
 from iekd.deploy.engine import check_precision
 from iekd.errors import InputError, VerificationError
@@ -261,11 +260,8 @@ def training_images(job: Job, count: int | None = None) -> tuple[Labelled, Label
         count: how many calibrate.  None: ``CALIBRATION_IMAGES``, or half of all.
     """
     source = job.data.train
-
-    def read(numbers: Labels) -> Labelled:
-        pairs = [source[int(number)] for number in numbers]
-        images = np.stack([job.preprocessing(image) for image, _ in pairs])
-        return images, np.array([target for _, target in pairs], dtype=np.int64)
-
     calibrating, judging = choose_numbers(source.targets, count, job.config.seed)
-    return read(calibrating), read(judging)
+    return (
+        chosen_arrays(source, job.preprocessing, calibrating),
+        chosen_arrays(source, job.preprocessing, judging),
+    )

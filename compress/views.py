@@ -7,7 +7,7 @@ a resumed run sees bit for bit what an undisturbed one saw, and what a frozen te
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -140,6 +140,14 @@ def plain_arrays(data: ImageData, preprocessing: Preprocessing) -> Iterator[tupl
     dataset = ViewDataset(data.val, preprocessing, "none", seed=0)
     for batch in plain_loader(dataset, batch_size=_PLAIN_BATCH, workers=auto_workers(data)):
         yield np.asarray(batch.image), np.asarray(batch.target)
+
+
+def chosen_arrays(
+    source: ImageSource, preprocessing: Preprocessing, numbers: Iterable[int]
+) -> tuple[Array, NDArray[np.int64]]:
+    """The images of these numbers, not augmented: float32 (N, 3, size, size), and their class indices (N,)."""
+    pairs = [source[int(number)] for number in numbers]
+    return np.stack([preprocessing(image) for image, _ in pairs]), np.array([label for _, label in pairs], np.int64)
 
 
 def auto_workers(data: ImageData) -> int:

@@ -106,7 +106,7 @@ def test_layers_that_stay_in_float_are_named(tmp_path: Path, monkeypatch: pytest
     source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
     pictures, labels = labelled(source, 128)
     monkeypatch.setattr(files, "load_data", data(Pictures(labels), Pictures(range(4))))
-    monkeypatch.setattr(files, "_read", lambda _source, _model, numbers: (pictures[numbers], labels[numbers]))
+    monkeypatch.setattr(files, "chosen_arrays", lambda _source, _how, numbers: (pictures[numbers], labels[numbers]))
     how = {"data": "any", "precision": "int8", "target": "jetson-orin", "max_drop": 0.04}
     text = files.quantize_file(source, tmp_path / "q.onnx", **how)
     assert any(f" in float: {node.name}" in text for node in Graph(onnx.load(str(source))).layers()), text

@@ -15,13 +15,11 @@ from iekd.compress.calibration import Calibration
 from iekd.compress.quantize import QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.quantizers import Quantizer, comparison, make_quantizer
 from iekd.compress.sensitivity import layer_names
-from iekd.deploy.backends import BACKENDS
 from iekd.errors import VerificationError
 
 LOSSY = QuantizeSettings(
     calibration_images=16, latency_seconds=0.05, threads=1, methods=("minmax",), max_drop=0.04, recipes=("nncf",)
 )
-openvino_alone = pytest.mark.skipif("openvino" not in BACKENDS, reason="this version has no OpenVINO backend")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +47,6 @@ def read_in_eight_bits(path: Path) -> set[str]:
     }
 
 
-@openvino_alone
 @pytest.mark.parametrize("preset", ["performance", "mixed"])
 def test_what_nothing_but_layers_in_float_reads_stays_in_float_with_nncf(
     loud: Path, tmp_path: Path, preset: str
@@ -67,7 +64,6 @@ def test_what_nothing_but_layers_in_float_reads_stays_in_float_with_nncf(
     assert read_in_eight_bits(tmp_path / "all.xml") >= {*layers, "node_add", "node_mean"}
 
 
-@openvino_alone
 def test_layers_in_float_mend_what_nncf_loses(loud: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="needs the extra `quantize`")
     made = quantized(loud, tmp_path / "q.onnx", "int8-openvino", LOSSY)

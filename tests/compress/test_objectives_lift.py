@@ -221,6 +221,17 @@ def twins() -> EnsembleTeacher:
     return EnsembleTeacher(members).eval()
 
 
+def od_under(teachers: EnsembleTeacher) -> Any:
+    return build_objective(
+        "od",
+        teacher=teachers.shapes(32),
+        student=STUDENT,
+        classes=5,
+        settings=ObjectiveSettings(),
+        ensemble=teachers.members(32),
+    )
+
+
 @pytest.mark.parametrize("name", ["od", "ie-od+kd", "vkd", "ie-vkd"])
 def test_a_student_learns_from_an_ensemble_of_one_width(twins: EnsembleTeacher, name: str) -> None:
     test_a_student_learns_from_an_ensemble(twins, name)
@@ -229,14 +240,7 @@ def test_a_student_learns_from_an_ensemble_of_one_width(twins: EnsembleTeacher, 
 def test_each_of_an_ensembles_teachers_has_margins_of_its_own_and_a_word_where_it_has_none(
     twins: EnsembleTeacher,
 ) -> None:
-    made = build_objective(
-        "od",
-        teacher=twins.shapes(32),
-        student=STUDENT,
-        classes=5,
-        settings=ObjectiveSettings(),
-        ensemble=twins.members(32),
-    )
+    made = od_under(twins)
     with torch.no_grad():
         teacher = twins(randn(4, 3, 32, 32).float())
     student, _, _ = answers(4)
@@ -278,11 +282,4 @@ def test_a_student_learns_from_an_ensemble(ensemble: EnsembleTeacher, name: str)
 
 def test_codes_without_a_mean_are_refused(ensemble: EnsembleTeacher) -> None:
     with pytest.raises(InputError, match="have no mean"):
-        build_objective(
-            "od",
-            teacher=ensemble.shapes(32),
-            student=STUDENT,
-            classes=5,
-            settings=ObjectiveSettings(),
-            ensemble=ensemble.members(32),
-        )
+        od_under(ensemble)

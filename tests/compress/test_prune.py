@@ -250,7 +250,7 @@ def test_a_network_that_cannot_be_pruned_is_refused_with_the_layer_s_name(networ
 def test_a_criterion_without_its_normalisation_names_the_layer_or_the_kind_that_is_missing(network: Small) -> None:
     transformer = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
     refuse(r"has no BatchNorm layer: .* 'blocks\.0\.norm1' first, is LayerNorm", transformer, criterion="bn-scale")
-    network.norm = nn.Identity()  # type: ignore[assignment]
+    network.norm = nn.Identity()
     refuse("Small has no BatchNorm layer and no other normalisation", network, criterion="bn-scale")
     inputs_alone = nn.Sequential(nn.BatchNorm2d(3), network)
     refuse(r"no batch normalisation follows '1\.first'", inputs_alone, criterion="bn-scale")
