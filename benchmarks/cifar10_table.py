@@ -35,7 +35,7 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from paired import render, result_line
-from resident import load_split
+from resident import held_out, load_split
 from table_bench import RECIPES, Bench
 from table_cohort import run_side_by_side, score_unfinished, waits_for_host
 from table_rows import Trained, likeness_of_kept, train_row
@@ -43,7 +43,7 @@ from table_settings import refuse_other_rows
 from table_teacher import TeacherAnswers, at_tap, load_teacher, train_teacher
 
 from iekd.deploy.fingerprint import fingerprint
-from iekd.errors import IekdError
+from iekd.errors import IekdError, InputError
 from iekd.files import write_json
 
 TRANSFERS = ("at", "ft", "od", "vkd")
@@ -169,6 +169,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="paper")
     parser.add_argument("--epochs", type=int, help="of every row, instead of the recipe's")
     parser.add_argument("--teacher-epochs", type=int, help="instead of the recipe's")
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        metavar="N",
+        help="judge rows by that many training images which no student is trained on, to choose among them "
+        "(benchmarks/table_tuning.py); needs a teacher/ in --out",
+    )
     parser.add_argument("--rows", nargs="+", default=list(ROWS), help="objectives")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], help="settings of the objective, as name=value")
@@ -203,6 +210,11 @@ def run(given: argparse.Namespace) -> None:
     changes = {name: value for name in ("epochs", "teacher_epochs") if (value := getattr(given, name))}
     recipe = dataclasses.replace(RECIPES[given.recipe], **changes)
     refuse_other_rows(given, recipe)
+    if given.held_out and not (given.out / "teacher" / "teacher.json").exists():
+        raise InputError(
+            f"--held-out judges by images that a teacher learns from, and {given.out} has no teacher/ of another run.",
+            "Train the table's teacher first, and copy its folder.",
+        )
     unfinished = None
     if given.jobs > 1:
         command = [sys.executable, *sys.argv, "--jobs", "1"]
@@ -222,6 +234,8 @@ def run(given: argparse.Namespace) -> None:
             own = train
             if more:
                 own, _ = load_split(given.data, given.out, recipe.teacher_limit, 10, accelerator.device, given.size)
+            if given.held_out:
+                val = held_out(own, train, given.held_out)
         work = add_likeness if given.likeness else run_lanes if given.lanes else run_rows
         bench = Bench(given, recipe, accelerator, train, val, own, given.out)
         if given.unfinished:

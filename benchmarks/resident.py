@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from iekd.compress.data import load_data
+from iekd.errors import InputError
 
 PAD = 4
 Batch = tuple[Tensor, Tensor, int]
@@ -113,6 +114,25 @@ class Epoch:
 
 
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+
+def held_out(everything: Resident, used: Resident, count: int) -> Resident:
+    """``count`` images of ``everything`` that are not among ``used``, nor the same as one of them; always the same.
+
+    Raises:
+        InputError: fewer are left.
+    """
+    taken = {image.tobytes() for image in used.images.cpu().numpy()}
+    order = torch.randperm(len(everything), generator=torch.Generator().manual_seed(0)).tolist()
+    images = everything.images.cpu().numpy()
+    free = [number for number in order if images[number].tobytes() not in taken][:count]
+    if len(free) < count:
+        raise InputError(
+            f"--held-out {count}: {len(free)} images are left that no student is trained on.",
+            "Hold out fewer, or take a recipe that trains on a part of them.",
+        )
+    chosen = torch.tensor(free, device=everything.targets.device)
+    return replace(everything, images=everything.images[chosen], targets=everything.targets[chosen], _drawn=None)
 
 
 def load_split(

@@ -28,8 +28,8 @@ RECORD = "settings.json"
 _STAGES = "stages"
 """What every row read before OD read maps before an activation, when rows did not say it."""
 _OF_THE_TEACHER = ("teacher_epochs", "teacher_limit")
-_OF_ROWS = ("student", "settings", "epochs", "factor_epochs")
-_OF_FINISHED_ROWS = ("data", "teacher", "student", "size", "settings", "teacher_weights", "reads")
+_OF_ROWS = ("student", "settings", "epochs", "factor_epochs", "held_out")
+_OF_FINISHED_ROWS = ("data", "teacher", "student", "size", "settings", "teacher_weights", "reads", "held_out")
 """What still counts where nothing is trained."""
 
 
@@ -54,13 +54,14 @@ def settings_of(arguments: argparse.Namespace, recipe: Recipe, name: str, weight
         name: a row, ``teacher``, or ``factors-...``, which carry the settings of their encoders in their name.
         weights: see :func:`weights_of_teacher`; they stand for how the teacher was trained.
     """
-    given = {key: getattr(arguments, key) for key in ("data", "teacher", "student", "size", "precision", "compile")}
+    keys = ("data", "teacher", "student", "size", "precision", "compile", "held_out")
+    given = {key: getattr(arguments, key) for key in keys}
     found = {**given, "settings": " ".join(arguments.set), **dataclasses.asdict(recipe)}
     dropped: tuple[str, ...] = _OF_THE_TEACHER
     if name == "teacher":
         dropped = _OF_ROWS
     elif name.startswith("factors-"):
-        dropped = (*_OF_THE_TEACHER, "settings", "epochs")
+        dropped = (*_OF_THE_TEACHER, "settings", "epochs", "held_out")
     kept = {key: value for key, value in found.items() if key not in dropped}
     if name != "teacher" and needs_teacher(name):
         kept["teacher_weights"] = weights
@@ -109,7 +110,7 @@ def claim(state: Path, settings: Settings) -> None:
 
 
 def _require_same(place: Path, made: Settings, now: Settings) -> None:
-    made = {"reads": _STAGES, "compile": False, **made}  # what older versions did not say
+    made = {"reads": _STAGES, "compile": False, "held_out": None, **made}  # what older versions did not say
     differs = [f"{name} {value}, now {now.get(name)}" for name, value in made.items() if now.get(name) != value]
     if differs:
         raise RunFolderError(

@@ -37,7 +37,15 @@ SMALL = dataclasses.replace(RECIPES["smoke"], batch=10, train_limit=None, val_li
 
 def given(out: Path, **changes: Any) -> argparse.Namespace:
     names = {"data": "digits", "teacher": "cifar_resnet20", "student": "cifar_resnet20", "size": None}
-    flags = {"precision": "no", "set": [], "likeness": False, "unfinished": False, "compile": False, "lanes": 4}
+    flags = {
+        "precision": "no",
+        "set": [],
+        "likeness": False,
+        "unfinished": False,
+        "compile": False,
+        "lanes": 4,
+        "held_out": None,
+    }
     return argparse.Namespace(**{**names, **flags, "teacher_from": None, "verbose": False, "out": out, **changes})
 
 
