@@ -1,7 +1,7 @@
 """Pruning with a measured latency as the goal, against the clock: was the limit met when measured again?
 
-Each student, untrained, is exported and measured, then pruned until its file takes a share of that.  What the pruning
-saw while it looked for the smallest cut is one figure; another comes from a run afterwards, in which the whole and the
+Each student, untrained, is pruned until its file takes a share of what the whole one's takes.  What the pruning saw
+while it looked for the smallest cut is one figure; another comes from a run afterwards, in which the whole and the
 pruned files of a student are interleaved.  Their MACs say what counting would have promised.
 
     python benchmarks/prune_latency.py [--students mobilenetv2_100 resnet18 ...] [--shares 0.7 0.5] [--size 96]
@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from iekd.compress.prune import prune
-from iekd.compress.pruning.goals import Latency
-from iekd.compress.pruning.latency import measure_networks, onnx_latency
+from iekd.compress.pruning.goals import LatencyShare
+from iekd.compress.pruning.latency import latency_beside, measure_networks
 from iekd.errors import IekdError, InputError
 from iekd.models.registry import build, resolve
 
@@ -29,11 +29,10 @@ def of_student(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]
     how = {"image_size": arguments.size, "classes": CLASSES, "threads": arguments.threads, "seconds": arguments.seconds}
     torch.manual_seed(0)
     whole = build(resolve(name), CLASSES, arguments.size).eval()
-    measure = onnx_latency(**how)
-    before = measure(whole)
+    measure = latency_beside(whole, **how)
     pruned = {}
     for share in arguments.shares:
-        goal = Latency(share * before, measure)
+        goal = LatencyShare(share, measure)
         try:
             pruned[share] = prune(whole, image_size=arguments.size, goal=goal, scope=arguments.scope)
         except InputError as error:  # a result too: what is left is not the channels' time
@@ -43,8 +42,7 @@ def of_student(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]
         {
             "student": name,
             "share": share,
-            "limit_ms": share * before,
-            "seen_ms": next(
+            "seen": next(
                 trial["figure"] for trial in found.history["trials"] if trial["ratio"] == found.history["ratio"]
             ),
             "again": 1 / again.ratio("whole", str(share)).value,
@@ -68,10 +66,10 @@ def main() -> None:
     except IekdError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print("| student | asked, of the latency | limit, ms | seen, ms | again, of the whole's | MACs left |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| student | asked, of the latency | seen | again, of the whole's | MACs left |")
+    print("|---|---:|---:|---:|---:|")
     for row in rows:
-        figures = (f"{row['limit_ms']:.3f}", f"{row['seen_ms']:.3f}", f"{row['again']:.2f}", f"{row['macs']:.2f}")
+        figures = (f"{row['seen']:.2f}", f"{row['again']:.2f}", f"{row['macs']:.2f}")
         print(f"| {row['student']} | {row['share']:g} | {' | '.join(figures)} |")
     print(f"RESULT worst_over_asked={max((row['again'] / row['share'] for row in rows), default=float('nan')):.2f}")
 

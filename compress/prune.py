@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iekd.compress.pruning.goals import Goal, Latency, Macs, Ratio, Trial, least_ratio
+from iekd.compress.pruning.goals import Goal, Latency, LatencyShare, Macs, Ratio, Trial, least_ratio
 from iekd.compress.pruning.graph import Cut
 from iekd.compress.pruning.task import Attempt, PruningTask, refresh_facts
 from iekd.compress.pruning.widths import choose_cuts
@@ -28,7 +28,7 @@ from iekd.models.registry import Architecture, count_parameters
 SCOPES = ("uniform", "global")
 HEADS = ("narrow", "remove")
 
-__all__ = ["Latency", "Macs", "PruneResult", "Ratio", "describe_gain", "prune", "prune_artefact"]
+__all__ = ["Latency", "LatencyShare", "Macs", "PruneResult", "Ratio", "describe_gain", "prune", "prune_artefact"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def prune(
     Args:
         network: an image classifier, in any state of training; already pruned ones prune again.
         image_size: height and width of its input, pixels.
-        goal: :class:`Ratio`, :class:`Macs` or :class:`Latency`; the last two look for the smallest ratio that meets it.
+        goal: :class:`Ratio`, or :class:`Macs`, :class:`Latency` or :class:`LatencyShare`, which look for the smallest
+            ratio that meets them.
         criterion: a name of :data:`iekd.compress.pruning.criteria.CRITERIA`.
         scope: ``uniform``: the same share of every layer; ``global``: the least important channels wherever they are.
         round_to: widths that change become multiples of it, such as 8, 16 or 32.
@@ -105,7 +106,7 @@ def prune(
 
     def attempt(ratio: float) -> Trial[Attempt]:
         made = task.attempt(choose_cuts(dimensions, ratio, scope, round_to))
-        figure = goal.measure(made.network) if isinstance(goal, Latency) else float(made.macs)
+        figure = goal.measure(made.network) if isinstance(goal, Latency | LatencyShare) else float(made.macs)
         trials.append({"ratio": ratio, "macs": made.macs, "figure": figure})
         return Trial(ratio, made, figure)
 
@@ -195,6 +196,8 @@ def _reach(task: PruningTask, goal: Goal, attempt: Callable[[float], Trial[Attem
         return attempt(goal.value)
     if isinstance(goal, Macs):
         limit, unit, figure_before = (1 - goal.fewer) * task.macs, "MACs", float(task.macs)
+    elif isinstance(goal, LatencyShare):
+        limit, unit, figure_before = goal.left, "of its latency", 1.0
     else:
         limit, unit, figure_before = goal.milliseconds, "ms", goal.measure(task.network)
     if figure_before <= limit:
@@ -221,7 +224,9 @@ def _widths(cut: Cut) -> list[int]:
 def _describe_goal(goal: Goal) -> dict[str, float]:
     if isinstance(goal, Ratio):
         return {"ratio": goal.value}
-    return {"fewer_macs": goal.fewer} if isinstance(goal, Macs) else {"milliseconds": goal.milliseconds}
+    if isinstance(goal, Macs):
+        return {"fewer_macs": goal.fewer}
+    return {"latency_left": goal.left} if isinstance(goal, LatencyShare) else {"milliseconds": goal.milliseconds}
 
 
 def _check_choices(scope: str, round_to: int, heads: str) -> None:

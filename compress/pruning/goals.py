@@ -56,7 +56,24 @@ class Latency:
             raise InputError(f"latency goal {self.milliseconds} ms is not a duration.", "Give milliseconds above 0.")
 
 
-Goal: TypeAlias = Ratio | Macs | Latency
+@dataclass(frozen=True)
+class LatencyShare:
+    """Remove channels until one image takes at most this share of what it takes the network that is given.
+
+    Attributes:
+        left: that share, 0 < left < 1.
+        measure: latency of a network as a share of the given one's, both in one measurement, so that a machine that
+            grows slower meanwhile slows both: such as :func:`iekd.compress.pruning.latency.latency_beside`.
+    """
+
+    left: float
+    measure: Callable[[nn.Module], float]
+
+    def __post_init__(self) -> None:
+        _check_share("share of the latency", self.left)
+
+
+Goal: TypeAlias = Ratio | Macs | Latency | LatencyShare
 
 
 @dataclass(frozen=True)

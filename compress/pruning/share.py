@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
 from iekd.compress.config import RunConfig
 from iekd.compress.measure import threads
-from iekd.compress.pruning.goals import Goal, Latency, Macs, Ratio
-from iekd.compress.pruning.latency import onnx_latency
+from iekd.compress.pruning.goals import Goal, LatencyShare, Macs, Ratio
+from iekd.compress.pruning.latency import latency_beside, onnx_latency
 from iekd.compress.targets import TARGETS
 from iekd.errors import InputError
 
@@ -34,8 +35,8 @@ def goal_of_share(config: RunConfig, share: float, network: nn.Module, image_siz
         return Ratio(share)
     if config.prune_goal == "macs":
         return Macs(share)
-    measure = target_latency(config.target, threads(config), image_size=image_size, classes=classes)
-    return Latency((1 - share) * measure(network.cpu().eval()), measure)
+    how = _clock(config.target, threads(config), image_size=image_size, classes=classes)
+    return LatencyShare(1 - share, latency_beside(network.cpu().eval(), **how))
 
 
 def target_latency(name: str, threads: int, *, image_size: int, classes: int) -> Callable[[nn.Module], float]:
@@ -50,12 +51,19 @@ def target_latency(name: str, threads: int, *, image_size: int, classes: int) ->
     Raises:
         InputError: the target is a board, whose latency is not this machine's.
     """
+    return onnx_latency(**_clock(name, threads, image_size=image_size, classes=classes))
+
+
+def _clock(name: str, threads: int, **of_files: int) -> dict[str, Any]:
+    """How a file for the target ``name`` is measured here.
+
+    Raises:
+        InputError: see :func:`target_latency`.
+    """
     target = TARGETS[name]
     if target.on_board:
         raise InputError(
             f"the latency of a file for {name} is measured on the board, not where it is pruned.",
             "Prune by a share of the MACs, and measure with `iekd-compress deploy`.",
         )
-    return onnx_latency(
-        image_size=image_size, classes=classes, backend=target.backend, threads=threads, seconds=SECONDS
-    )
+    return {"backend": target.backend, "threads": threads, "seconds": SECONDS, **of_files}

@@ -141,16 +141,16 @@ def test_a_share_of_the_latency_is_pruned(monkeypatch: pytest.MonkeyPatch, tmp_p
     """By a clock that counts computation, so that it cannot be restless; prune's own tests measure."""
     asked: list[dict[str, Any]] = []
 
-    def clock(**how: Any) -> Callable[[nn.Module], float]:
+    def clock(whole: nn.Module, **how: Any) -> Callable[[nn.Module], float]:
         asked.append(how)
-        return lambda network: count_macs(network, how["image_size"]) / 1e6
+        return lambda network: count_macs(network, how["image_size"]) / count_macs(whole, how["image_size"])
 
-    monkeypatch.setattr("iekd.compress.pruning.share.onnx_latency", clock)
+    monkeypatch.setattr("iekd.compress.pruning.share.latency_beside", clock)
     given = settings(**SMALL, student="tiny_networks:prunable", prune_goal="latency", threads=1)
     report = iekd.run(**given, out=str(tmp_path / "run"))
     (history,) = load_artefact(tmp_path / "run" / "pruned").facts["pruning"]
     before, after = (count_macs(load_artefact(tmp_path / "run" / name).network, 32) for name in ("student", "pruned"))
-    assert history["goal"] == {"milliseconds": pytest.approx(before / 2e6)}
+    assert history["goal"] == {"latency_left": 0.5}
     assert report.student.macs == after <= 0.5 * before
     assert len(asked) == 2  # rehearsed before training, then done
     assert all((how["backend"], how["threads"], how["classes"]) == ("onnxruntime", 1, 10) for how in asked)
@@ -162,17 +162,16 @@ def test_a_recovery_goes_on_with_the_widths_that_it_was_begun_with(
     """By a clock that after the first start gives every candidate twice the time: another cut would be chosen."""
     starts: list[str] = []
 
-    def clock(**how: Any) -> Callable[[nn.Module], float]:
-        factors = iter([1.0])
-        restless = 2.0 if len(starts) > 1 else 1.0
-        return lambda network: next(factors, restless) * count_macs(network, how["image_size"]) / 1e6
+    def clock(whole: nn.Module, **how: Any) -> Callable[[nn.Module], float]:
+        restless = (2.0 if len(starts) > 1 else 1.0) / count_macs(whole, how["image_size"])
+        return lambda network: restless * count_macs(network, how["image_size"])
 
     class Stop(Observer):
         def epoch_finished(self, name: str, epoch: int, figures: dict[str, float]) -> None:
             if name == "pruned0" and len(starts) == 1:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr("iekd.compress.pruning.share.onnx_latency", clock)
+    monkeypatch.setattr("iekd.compress.pruning.share.latency_beside", clock)
     changes = {"student": "tiny_networks:wide", "prune_goal": "latency", "prune_epochs": 2, "threads": 1}
     config = make_config(settings(**{**SMALL, **changes}, out=str(tmp_path / "run")))
     given = config, config.teacher, config.student, config.data
@@ -351,3 +350,4 @@ def test_what_cannot_be_done_is_told_before_training(
     with pytest.raises(error, match=words):
         iekd.run(**settings(**changes, out=str(tmp_path / "run")))
     assert not (tmp_path / "run" / "checkpoints").exists()
+    assert "precision" not in changes or not (tmp_path / "run").exists()  # known before the folder is made

@@ -16,10 +16,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from iekd.compress.prune import Latency, Macs, PruneResult, Ratio, describe_gain, prune, prune_artefact
+from iekd.compress.prune import Latency, LatencyShare, Macs, PruneResult, Ratio, describe_gain, prune, prune_artefact
 from iekd.compress.pruning import latency
 from iekd.compress.pruning.criteria import CRITERIA
-from iekd.compress.pruning.latency import measure_networks, onnx_latency
+from iekd.compress.pruning.latency import latency_beside, measure_networks, onnx_latency
 from iekd.deploy.backends import get_backend
 from iekd.deploy.results import Interval
 from iekd.errors import InputError
@@ -142,6 +142,16 @@ def test_latency_goal_is_met_by_measurement(network: Small) -> None:
     assert result.history["goal"] == {"milliseconds": goal.milliseconds}
 
 
+def test_a_share_of_the_latency_is_left(network: Small) -> None:
+    whole = count_macs(network, 32)
+    goal = LatencyShare(0.5, lambda candidate: count_macs(candidate, 32) / whole)
+    result = prune(network, image_size=32, goal=goal)
+    assert 0 < goal.measure(result.network) <= 0.5
+    assert result.history["goal"] == {"latency_left": 0.5}
+    with pytest.raises(InputError, match=r"cannot be pruned to 0.5 of its latency: .* it takes 0.7, unpruned 1"):
+        prune(network, image_size=32, goal=LatencyShare(0.5, lambda _candidate: 0.7))
+
+
 def test_latency_is_that_of_the_exported_file(network: Small, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a runtime that opens real files, and a clock that gives each a millisecond a weight in its file."""
     opened: list[SimpleNamespace] = []
@@ -159,7 +169,10 @@ def test_latency_is_that_of_the_exported_file(network: Small, monkeypatch: pytes
         assert how["seconds"] == 0.25
         assert all(session.shape == images.shape[1:] for session in sessions.values())
         medians = {name: SimpleNamespace(value=session.weights) for name, session in sessions.items()}
-        return SimpleNamespace(latency={name: SimpleNamespace(median=value) for name, value in medians.items()})
+        return SimpleNamespace(
+            latency={name: SimpleNamespace(median=value) for name, value in medians.items()},
+            ratio=lambda slow, fast: SimpleNamespace(value=medians[slow].value / medians[fast].value),
+        )
 
     backend = ""
 
@@ -178,8 +191,11 @@ def test_latency_is_that_of_the_exported_file(network: Small, monkeypatch: pytes
         assert size <= measure(one) <= size + 3 * 4 * 64, "its weights and, beside them, vectors alone"
     run = measure_networks({"a": network, "b": pruned}, **how)
     assert run.latency["a"].median.value == opened[0].weights > run.latency["b"].median.value == opened[1].weights
-    assert asked == [("openvino", 3)] * 4
-    assert [one.closed for one in opened] == [1] * 4
+    beside = latency_beside(network, **how)
+    for _ in range(2):  # the whole one's file is there, measured again beside each
+        assert beside(pruned) == pytest.approx(opened[1].weights / opened[0].weights)
+    assert asked == [("openvino", 3)] * 8
+    assert [one.closed for one in opened] == [1] * 8
 
 
 def test_a_pruned_network_that_is_not_faster_says_so(network: Small) -> None:
@@ -193,7 +209,7 @@ def test_a_pruned_network_that_is_not_faster_says_so(network: Small) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_ratios_outside_the_open_interval_are_refused(value: float) -> None:
-    for goal in (Ratio, Macs):
+    for goal in (Ratio, Macs, lambda left: LatencyShare(left, lambda _network: 1.0)):
         with pytest.raises(InputError, match=r"outside \(0, 1\)"):
             goal(value)
     with pytest.raises(InputError, match="not a duration"):
