@@ -16,6 +16,7 @@ from iekd.compress.engine_stage import read_engines
 from iekd.compress.job import Job
 from iekd.compress.measured_files import ROLES, UNPRUNED, File, exported_files, unpruned_file
 from iekd.compress.one_measurement import one_measurement
+from iekd.compress.precisions import precisions_asked
 from iekd.compress.shared import shared_facts, shared_file
 from iekd.compress.targets import TARGETS
 from iekd.deploy.accuracy import measure_accuracy
@@ -211,9 +212,11 @@ def require_backend(config: RunConfig) -> None:
 
     Raises:
         EnvironmentMissingError: the target's runtime cannot be used.
-        InputError: a precision that was asked for by name, and in which this machine's GPU does not compute.
+        InputError: a precision that was asked for by name, and in which the target or this machine's GPU does not
+            compute.
     """
     target = TARGETS[config.target]
+    precisions_asked(config)
     get_backend(target.backend).require()
     if target.runs_engines and config.precision in target.schemes:
         check_precision(config.precision)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from iekd.compress.calibration import choose_numbers
 from iekd.compress.config import RunConfig
 from iekd.compress.distill import Schedule, distill_network, later_config
 from iekd.compress.job import Job
@@ -19,6 +20,7 @@ from iekd.compress.plan import Plan
 from iekd.compress.quantizers.simulated import GRIDS, Simulated
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import QAT_ARTEFACT
+from iekd.compress.views import chosen_arrays
 from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.export import export_onnx
@@ -31,8 +33,6 @@ LR_SHARE = 0.1
 """Of the student's learning rate: the weights are near where they should be."""
 EPOCH_SHARE = 4
 """A quarter of the student's epochs, where the settings leave it open."""
-RANGE_IMAGES = 256
-"""Training images from which ranges of activations start."""
 _VERIFY_IMAGES = 64
 
 
@@ -70,8 +70,13 @@ def train_quantized(scheme: str, plan: Plan, job: Job, teacher: nn.Module, given
 def train_network_quantized(
     network: nn.Module, teacher: nn.Module, schedule: Schedule, job: Job, scheme: str
 ) -> dict[str, list[float | None]]:
-    """Train ``network`` in place as :func:`distill_network` does, under simulated quantisation; returns its curves."""
-    images = torch.from_numpy(job.some_images(job.data.train, RANGE_IMAGES)).to(job.device)
+    """Train ``network`` in place as :func:`distill_network` does, under simulated quantisation; returns its curves.
+
+    The ranges of activations start from images that calibrate the file as well, unless a number of them was asked for.
+    """
+    source = job.data.train
+    numbers = choose_numbers(source.targets, None, job.config.seed)[0]  # balanced: a rare class has its ranges, too
+    images = torch.from_numpy(chosen_arrays(source, job.preprocessing, numbers)[0]).to(job.device)
 
     def simulate(tapped: Tapped) -> Simulated:
         return Simulated(tapped, images, GRIDS[scheme])

@@ -18,7 +18,7 @@ from iekd import __version__
 from iekd.compress.config import FREE_TO_CHANGE, MAX_DROP, RunConfig, flag, setting_defaults
 from iekd.compress.observer import Observer
 from iekd.errors import RunFolderError
-from iekd.files import disk_errors, sha256_of, write_json, write_text
+from iekd.files import may_write, sha256_of, write_json, write_text
 from iekd.models.checkpoint import refuse_foreign
 
 FORMAT = 1
@@ -152,13 +152,15 @@ class RunFolder:
 
 
 def _make_folder(path: Path) -> None:
-    with disk_errors(path):
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise RunFolderError(f"{path} is a file.", "Give another --out.") from error
-        except PermissionError as error:
-            raise RunFolderError(f"cannot create {path}: permission denied.", "Give another --out.") from error
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunFolderError(f"{path} is a file.", "Give another --out.") from error
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RunFolderError(f"cannot create {path}: {why[:1].lower()}{why[1:]}.", "Give another --out.") from error
+    if not may_write(path):
+        raise RunFolderError(f"no permission to write in {path}.", "Give another --out.")
 
 
 def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict[str, Any]:

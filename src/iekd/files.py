@@ -81,7 +81,7 @@ def refuse_output_file(output: Path, *sources: Path) -> None:
         sources: files and folders that are read.
 
     Raises:
-        InputError: it is a folder, lies below a file, or is a source or a part of one.
+        InputError: it is a folder, lies below a file or where this user may not write, or is a source or a part of one.
     """
     if output.is_dir():
         raise InputError(f"{output} is a folder, and a file is to be written.", "Give the file's name, too.")
@@ -96,7 +96,8 @@ def refuse_output_folder(output: Path, *sources: Path) -> None:
         sources: files and folders that are read.
 
     Raises:
-        InputError: it is a file, lies below one, or is a source, a part of one, or around one.
+        InputError: it is a file, lies below one or where this user may not write, or is a source, a part of one, or
+            around one.
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file, and a folder is to be written.", "Give another folder.")
@@ -117,6 +118,14 @@ def _refuse_place(output: Path, sources: tuple[Path, ...]) -> None:
     above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{output} cannot be written: {above} is a file.", "Give an output in a folder.")
+    for folder in (above, place) if place.is_dir() else (above,):
+        if not may_write(folder):
+            raise InputError(f"{output} cannot be written: no permission to write in {folder}.", "Give another output.")
+
+
+def may_write(folder: Path) -> bool:
+    """May this process make and delete files in a folder?"""
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,7 +10,7 @@ from small import command, refused
 
 from iekd.compress.prune import Ratio, prune_artefact
 from iekd.errors import InputError
-from iekd.files import sha256_of
+from iekd.files import refuse_output_file, refuse_output_folder, sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.registry import Architecture, build, count_parameters
@@ -136,6 +136,17 @@ def test_a_bundle_is_no_file_that_it_packs(finished_run: Path, tmp_path: Path) -
     for name in ("report.json", "student.onnx", "teacher.onnx"):
         refused(command("bundle", "run", "-o", f"run/{name}", cwd=tmp_path), f"run/{name} is read")
     assert sha256_of(tmp_path / "run" / "student.onnx") == sha256_of(finished_run / "student.onnx")
+
+
+def test_a_place_without_permission_is_refused(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    """By a stand-in: root, who runs most containers, may write everywhere."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != place / "photos")
+    for refuse in (refuse_output_file, refuse_output_folder):
+        with pytest.raises(InputError, match=r"cannot be written: no permission to write in .*photos"):
+            refuse(place / "photos" / "new" / "one")
+        refuse(place / "new" / "one")
+    with pytest.raises(InputError, match="no permission to write in"):
+        refuse_output_folder(place / "photos")
 
 
 def test_functions_refuse_as_the_commands_do(place: Path) -> None:

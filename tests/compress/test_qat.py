@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from small import settings
 
 import iekd
-from iekd.compress import variants
+from iekd.compress import qat, variants
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.distill import later_config
 from iekd.compress.observer import Observer
@@ -299,6 +299,33 @@ def test_best_leaves_out_what_cannot_be_made_and_a_precision_by_name_is_refused(
         require_quantizers(ask("openvino", "best", "nncf"))
     with pytest.raises(EnvironmentMissingError, match="pip install onnxconverter-common"):
         require_quantizers(ask("jetson-orin", "fp16", "onnxconverter_common"))
+
+
+def test_a_rare_class_has_its_part_in_the_first_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 990 images of one class and 10 of another, with an image's brightness its class."""
+    pairs = [(np.full((3, 2, 2), label, np.float32), label) for label in [0] * 990 + [1] * 10]
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(qat, "Simulated", lambda _tapped, images, _grid: seen.append(images))
+    monkeypatch.setattr(
+        qat,
+        "distill_network",
+        lambda *given: (SimpleNamespace(figures={}), given[-1](None)),  # what trains asks for the simulation
+    )
+
+    class Source(list[Any]):
+        targets = np.array([label for _, label in pairs])
+
+    job = SimpleNamespace(
+        data=SimpleNamespace(train=Source(pairs)),
+        config=SimpleNamespace(seed=0),
+        preprocessing=lambda image: image,
+        device=torch.device("cpu"),
+    )
+    network = torch.nn.Identity()
+    qat.train_network_quantized(network, network, None, job, "int8-tensorrt")  # type: ignore[arg-type]  # stand-ins
+    (images,) = seen
+    assert images.shape == (256, 3, 2, 2)
+    assert images.amax((1, 2, 3)).sum() == 10
 
 
 def test_epochs_and_objective_where_the_settings_leave_them_open() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,12 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(RunFolderError, match="is a file"), opened(tmp_path / "run"):
         pass
+
+
+def test_a_folder_that_cannot_be_made_or_written_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match=r"cannot create .*: file name too long"), opened(tmp_path / ("run" * 100)):
+        pass
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path / "run")  # root may write everywhere
+    with pytest.raises(RunFolderError, match=r"no permission to write in .*run"), opened(tmp_path / "run"):
+        pass
+    assert not list((tmp_path / "run").iterdir())
