@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def _network(classes: int, width: int) -> nn.Module:
@@ -62,3 +63,31 @@ def fixed(num_classes: int) -> nn.Module:
 def flat(num_classes: int) -> nn.Module:
     """Takes images of 16 x 16 alone, and has no feature map."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 16), nn.ReLU(), nn.Linear(16, num_classes))
+
+
+class Outliers(nn.Module):
+    """Convolves maps beside as many that are always far larger, as some trained networks have them, and drops those."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.convolve = nn.Conv2d(2 * channels, 2 * channels, 3, stride=2, padding=1, groups=2)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, H, W) to (B, C, H / 2, W / 2)."""
+        joined = torch.cat([maps, torch.full_like(maps, 2000.0)], dim=1)
+        return self.convolve(joined)[:, : self.channels]
+
+
+def fragile(num_classes: int) -> nn.Module:
+    """Loses what it knows where its convolution's input has one scale in 8 bits."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        Outliers(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, num_classes),
+    )

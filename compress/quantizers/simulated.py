@@ -73,9 +73,10 @@ class Simulated(nn.Module):
 
         self._activations: list[Any] = []
         hooks = get_hook_storage(self._tapped)
-        for name, quantizer in list(hooks.named_hooks()):
-            fake = _weights(quantizer, grid) if quantizer.per_channel else _activations(grid)
-            hooks.set_submodule(name, fake.to(images.device))
+        for quantizer, names in _places(hooks).items():
+            fake = _weights(quantizer, grid) if quantizer.per_channel else _activations(grid, shared=len(names) > 1)
+            for name in names:
+                hooks.set_submodule(name, fake.to(images.device))
             if not quantizer.per_channel:
                 self._activations.append(fake)
         with torch.no_grad():
@@ -154,6 +155,14 @@ def _placed(tapped: Tapped, image: Tensor) -> Tapped:
     return placed
 
 
+def _places(hooks: Any) -> dict[Any, list[str]]:
+    """Where each of NNCF's quantisers stands: the maps that one operator joins have a single one between them."""
+    found: dict[Any, list[str]] = {}
+    for name, quantizer in hooks.named_hooks(remove_duplicate=False):
+        found.setdefault(quantizer, []).append(name)
+    return found
+
+
 def _weights(quantizer: Any, grid: Grid) -> Any:
     from torch.ao.quantization import (
         FakeQuantize,
@@ -175,17 +184,24 @@ def _weights(quantizer: Any, grid: Grid) -> Any:
     )
 
 
-def _activations(grid: Grid) -> Any:
-    from torch.ao.quantization import FusedMovingAvgObsFakeQuantize, MovingAverageMinMaxObserver
-
-    return FusedMovingAvgObsFakeQuantize(
+def _activations(grid: Grid, *, shared: bool) -> Any:
+    """Of one map, or of all maps that share a range, which then covers all that was ever seen of them."""
+    from torch.ao.quantization import (
+        FakeQuantize,
+        FusedMovingAvgObsFakeQuantize,
+        MinMaxObserver,
         MovingAverageMinMaxObserver,
-        quant_min=-128 if grid.symmetric else 0,
-        quant_max=127 if grid.symmetric else 255,
-        dtype=torch.qint8 if grid.symmetric else torch.quint8,
-        qscheme=torch.per_tensor_symmetric if grid.symmetric else torch.per_tensor_affine,
-        averaging_constant=_FOLLOW,
     )
+
+    numbers: dict[str, Any] = {
+        "quant_min": -128 if grid.symmetric else 0,
+        "quant_max": 127 if grid.symmetric else 255,
+        "dtype": torch.qint8 if grid.symmetric else torch.quint8,
+        "qscheme": torch.per_tensor_symmetric if grid.symmetric else torch.per_tensor_affine,
+    }
+    if shared:  # a running mean of different maps would be the range of none
+        return FakeQuantize(MinMaxObserver, **numbers)  # type: ignore[no-untyped-call]  # PyTorch's has no types
+    return FusedMovingAvgObsFakeQuantize(MovingAverageMinMaxObserver, averaging_constant=_FOLLOW, **numbers)
 
 
 @contextlib.contextmanager

@@ -125,6 +125,22 @@ def test_the_trained_weights_make_a_graph_that_tensorrt_takes(trained: Path, tmp
     require_tensorrt_graph(onnx.load(str(made.file)), ())
 
 
+@pytest.mark.slow
+def test_a_network_that_8_bits_ruin_is_trained_and_then_keeps_the_layer_that_costs_in_float(tmp_path: Path) -> None:
+    """Nothing here stands for anything: real files lose, a real training under the teacher follows, a real limit."""
+    changes = {"student": "tiny_networks:fragile", "teacher": "tiny_networks:wide", "tap": "auto", "objective": "kd"}
+    enough = {"train_limit": 600, "teacher_epochs": 3, "epochs": 8, "lr": 0.02, "image_size": 16}
+    described = run(tmp_path / "run", **changes, **enough, qat="auto", qat_epochs=1, max_drop=0.02)
+    assert described["qat"]["drop_before"] > 0.1, "8 bits must cost something, or this shows nothing"
+    assert described["qat"]["objective"] == "kd"
+    assert (tmp_path / "run" / QAT_ARTEFACT / "student.onnx").is_file()
+    costs = {layer["layer"]: layer["error"] for layer in described["sensitivity"]}
+    assert described["kept_float"] == [max(costs, key=lambda layer: costs[layer])]
+    assert described["drop"] <= 0.02
+    file = onnx.load(str(tmp_path / "run" / "variants" / described["file"]))
+    assert is_quantized(file)
+
+
 Decision = tuple[dict[str, Any], dict[str, Any] | None, list[str]]
 
 
