@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from iekd import __version__
+from iekd.deploy.node_names import name_nodes
 from iekd.deploy.openvino_format import is_openvino, read_entries
 from iekd.errors import InputError, VerificationError
 from iekd.files import atomic_file
@@ -73,7 +74,9 @@ def export_onnx(
             "Add --debug for the whole story, or choose another model.",
         ) from error
     assert program is not None
-    model = _simplified(program.model_proto, name)
+    exported = program.model_proto
+    name_nodes(exported)
+    model = _simplified(exported, name)
     entries = {
         "name": name,
         "classes": json.dumps(list(classes)),
