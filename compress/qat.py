@@ -72,7 +72,7 @@ def train_network_quantized(
 ) -> dict[str, list[float | None]]:
     """Train ``network`` in place as :func:`distill_network` does, under simulated quantisation; returns its curves.
 
-    The ranges of activations start from images that calibrate the file as well, unless a number of them was asked for.
+    The ranges of activations start from the images that calibrate the file.
     """
     source = job.data.train
     numbers = choose_numbers(source.targets, None, job.config.seed)[0]  # balanced: a rare class has its ranges, too
