@@ -6,9 +6,9 @@ r"""One budget of tuning for every method of the table: three weights each, on i
     $table --out runs/tuning --held-out 5000 --epochs 3 --seeds 9 --rows $(python benchmarks/table_tuning.py candidates)
     $table --out runs/table --seeds 0 1 2 --rows $(python benchmarks/table_tuning.py chosen runs/tuning)
 
-The weight that is tuned is that of what the method's name says.  A transfer is tried at a tenth of its published weight
-(where the authors of IE-KD put its inheritance), at that weight and at three times it, with the lift as without; a term
-on logits at a third, once and three times.  A row of two methods takes what each of them chose alone.
+The weight that is tuned is that of what the method's name says.  A transfer is tried at a tenth of its default (the
+authors of IE-KD gave its inheritance a tenth), at that and at three times it, with the lift as without; a term on
+logits at a third, once and three times.  A row of two methods takes what each of them chose alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from iekd.compress.objectives.catalogue import OBJECTIVES
 from iekd.errors import IekdError, RunFolderError
 
 OF_TRANSFERS, OF_LOGITS = (0.1, 1.0, 3.0), (1 / 3, 1.0, 3.0)
-"""Of the published weight."""
+"""Of the default, which for lifted transfers is the plain form's."""
 LOGITS = ("kd", "dkd", "dist")
 LIFTED = tuple(f"ie-{name}" for name in TRANSFERS)
 METHODS = (*LOGITS, *TRANSFERS, *LIFTED, "dml", "ie-dml")
@@ -37,11 +37,11 @@ def settings_of(method: str) -> list[str]:
     plain = "ft" if method == "ie-dml" else method.removeprefix("ie-")  # which ie-dml lifts
     if plain in TRANSFERS:
         name = "inherit_weight" if method.startswith("ie-") else "transfer_weight"
-        published, scales = OBJECTIVES[plain].defaults["transfer_weight"], OF_TRANSFERS
+        usual, scales = OBJECTIVES[plain].defaults["transfer_weight"], OF_TRANSFERS
     else:
         name = "kd_weight"
-        published, scales = OBJECTIVES[plain].defaults[name], OF_LOGITS
-    return [f"{name}={scale * published:.4g}" for scale in scales]
+        usual, scales = OBJECTIVES[plain].defaults[name], OF_LOGITS
+    return [f"{name}={scale * usual:.4g}" for scale in scales]
 
 
 def candidates() -> list[str]:

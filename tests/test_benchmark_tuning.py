@@ -64,14 +64,14 @@ def keep(folder: Path, best: dict[str, str], held_out: int | None = 100) -> None
 
 def test_what_is_chosen_becomes_the_rows_of_the_table(tmp_path: Path) -> None:
     best = {method: table_tuning.settings_of(method)[1] for method in table_tuning.METHODS}
-    best |= {"kd": "kd_weight=3", "ie-at": "inherit_weight=46.8", "ie-dml": "inherit_weight=1.105"}
+    best |= {"kd": "kd_weight=3", "ie-at": "inherit_weight=46.8", "ie-dml": "inherit_weight=11.05"}
     keep(tmp_path, best)
     chosen = table_tuning.choose(tmp_path)
     assert {method: settings for method, (settings, _) in chosen.items()} == best
     rows = table_tuning.rows(chosen)
-    assert {"ce", "kd@kd_weight=3", "at", "ft", "ie-at@inherit_weight=46.8", "dml", "ie-dml"} <= set(rows)
+    assert {"ce", "kd@kd_weight=3", "at", "ft", "ie-at@inherit_weight=46.8", "ie-od", "dml"} <= set(rows)
     assert {"at+kd@kd_weight=3", "ie-at+kd@inherit_weight=46.8,kd_weight=3", "ie-ft+kd@kd_weight=3"} <= set(rows)
-    assert "ie-od@inherit_weight=2" in rows  # whose default is another
+    assert "ie-dml@inherit_weight=11.05" in rows  # whose default is a tenth of ft's
     assert len(rows) == 1 + len(table_tuning.METHODS) + len(table_tuning.JOINED)
     assert "| `kd` | kd 0.3333, 1, 3 | 50.00, 50.00, **60.00** |" in table_tuning.render(chosen)
 

@@ -100,7 +100,7 @@ _ENTRIES = (
         "attention maps",
         "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928",
         f"{_HERE}.attention:AttentionTransfer",
-        {"transfer_weight": 15.6, "inherit_weight": 1.56, "explore_weight": 1.56},
+        {"transfer_weight": 15.6, "inherit_weight": 15.6, "explore_weight": 1.56},
     ),
     Entry(
         "ft",
@@ -116,7 +116,7 @@ _ENTRIES = (
         "margin ReLU and partial L2",
         "Heo et al., ICCV 2019, arXiv 1904.01866",
         f"{_HERE}.overhaul:OverhaulTransfer",
-        {"transfer_weight": 2.0, "inherit_weight": 1.105, "explore_weight": 1.105},
+        {"transfer_weight": 6.0, "inherit_weight": 6.0, "explore_weight": 1.105},
         before_activation=True,
     ),
     Entry(
