@@ -3,7 +3,7 @@ r"""One budget of tuning for every method of the table: three weights each, on i
     table="python benchmarks/cifar10_table.py --data folder:cifar10 --recipe short"
     $table --out runs/table --seeds 0 --rows kd                               # trains the teacher, too
     mkdir -p runs/tuning && cp -r runs/table/teacher runs/tuning
-    $table --out runs/tuning --held-out 5000 --epochs 3 --seeds 9 --rows $(python benchmarks/table_tuning.py candidates)
+    $table --out runs/tuning --held-out 5000 --epochs 4 --seeds 9 --rows $(python benchmarks/table_tuning.py candidates)
     $table --out runs/table --seeds 0 1 2 --rows $(python benchmarks/table_tuning.py chosen runs/tuning)
 
 The weight that is tuned is that of what the method's name says.  A transfer is tried at a tenth of its default (the

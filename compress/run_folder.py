@@ -58,7 +58,7 @@ class RunFolder:
         if not accelerator.is_main_process:
             yield cls(path, {"stages": {}}, observer, accelerator)
             return
-        _make_folder(path)
+        make_folder(path)
         lock = FileLock(path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -151,7 +151,12 @@ class RunFolder:
         return path.exists() and sha256_of(path) == digest
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make the folder of a run or a search.
+
+    Raises:
+        RunFolderError: it cannot be made, or this user may not write in it.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from iekd.errors import InputError
-from iekd.files import atomic_folder, disk_errors, refuse_output_folder, sha256_of
+from iekd.files import atomic_folder, disk_errors, refuse_output_folder, refuse_unwritable, sha256_of
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.pruned import apply_changes
 from iekd.models.registry import Architecture, build
@@ -83,6 +83,8 @@ def refuse_foreign(folder: Path, *, beside: tuple[str, ...] = ()) -> None:
         InputError: ``folder`` is a file, or holds an entry of another name.
     """
     refuse_output_folder(folder)
+    if folder.is_dir():  # another takes its place
+        refuse_unwritable(folder, folder.resolve().parent)
     foreign = {entry.name for entry in folder.iterdir()} - {_WEIGHTS, _DESCRIPTION, *beside} if folder.is_dir() else ()
     if foreign:
         raise InputError(

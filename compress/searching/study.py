@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iekd.compress.config import setting_defaults
+from iekd.compress.run_folder import make_folder
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.workers import Watch, signs_of_life, this_worker
 from iekd.errors import EnvironmentMissingError, IekdError, InputError, RunFolderError
@@ -252,13 +253,14 @@ def open_storage(url: str | None, folder: Path) -> Any:
     Raises:
         EnvironmentMissingError: Optuna, or the database's driver, is not installed.
         InputError: ``url`` is not one, or nothing answers there.
+        RunFolderError: ``folder`` cannot be made or written in.
     """
     require_optuna()
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend
 
     if url is None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     with _storage_errors(f"--storage '{url.partition('://')[0]}://…'"):
         return RDBStorage(url)

@@ -118,9 +118,13 @@ def _refuse_place(output: Path, sources: tuple[Path, ...]) -> None:
     above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir():
         raise InputError(f"{output} cannot be written: {above} is a file.", "Give an output in a folder.")
-    for folder in (above, place) if place.is_dir() else (above,):
-        if not may_write(folder):
-            raise InputError(f"{output} cannot be written: no permission to write in {folder}.", "Give another output.")
+    refuse_unwritable(output, place if place.is_dir() else above)  # a folder that is there may be all one may write in
+
+
+def refuse_unwritable(output: Path, folder: Path) -> None:
+    """Raise InputError unless this process may write in ``folder``, which ``output`` needs."""
+    if not may_write(folder):
+        raise InputError(f"{output} cannot be written: no permission to write in {folder}.", "Give another output.")
 
 
 def may_write(folder: Path) -> bool:

@@ -11,7 +11,7 @@ from small import command, refused
 from iekd.compress.prune import Ratio, prune_artefact
 from iekd.errors import InputError
 from iekd.files import refuse_output_file, refuse_output_folder, sha256_of
-from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
+from iekd.models.checkpoint import Artefact, load_artefact, refuse_foreign, save_artefact
 from iekd.models.preprocessing import Preprocessing
 from iekd.models.registry import Architecture, build, count_parameters
 
@@ -147,6 +147,18 @@ def test_a_place_without_permission_is_refused(monkeypatch: pytest.MonkeyPatch, 
         refuse(place / "new" / "one")
     with pytest.raises(InputError, match="no permission to write in"):
         refuse_output_folder(place / "photos")
+
+
+def test_a_folder_that_may_be_written_serves_where_the_one_around_it_may_not(
+    monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    """Such as a mounted volume; but what takes an artefact's place is put beside it first."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != place)
+    refuse_output_folder(place / "photos")
+    refuse_output_file(place / "photos" / "m.onnx")
+    (place / "empty").mkdir()
+    with pytest.raises(InputError, match="no permission to write in"):
+        refuse_foreign(place / "empty")
 
 
 def test_functions_refuse_as_the_commands_do(place: Path) -> None:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.observer import Observer
 from iekd.compress.run_folder import RunFolder
+from iekd.compress.searching.study import open_storage
 from iekd.errors import InputError, RunFolderError
 
 
@@ -175,4 +176,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path / "run")  # root may write everywhere
     with pytest.raises(RunFolderError, match=r"no permission to write in .*run"), opened(tmp_path / "run"):
         pass
+    pytest.importorskip("optuna", reason="needs the extra `search`")
+    with pytest.raises(RunFolderError, match=r"no permission to write in .*run"):
+        open_storage(None, tmp_path / "run")
     assert not list((tmp_path / "run").iterdir())
