@@ -81,7 +81,7 @@ class RunConfig:
         bool, Option("Accept weights of another class count; the classifier starts fresh.", _TRAINING)
     ] = False
     keep: Annotated[str, Option("Which epoch ships: last, or best on the validation set.", _TRAINING)] = "last"
-    mixed_precision: Annotated[str, Option("auto (bf16 on a GPU), no, bf16 or fp16.", _TRAINING)] = "auto"
+    mixed_precision: Annotated[str, Option("auto (bf16 on a GPU), no, bf16, or fp16 on a GPU.", _TRAINING)] = "auto"
     device: Annotated[str, Option("auto, cpu or cuda: where training runs.", _TRAINING)] = "auto"
     seed: Annotated[int, Ge(0), Option("Everything random but the choice of images follows from it.", _TRAINING)] = 0
 

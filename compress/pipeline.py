@@ -18,7 +18,7 @@ from iekd.compress.data import ImageData
 from iekd.compress.distill import distill, load_teacher
 from iekd.compress.engine_stage import FOLDER as ENGINES
 from iekd.compress.engine_stage import build_run_engines, engines_fit
-from iekd.compress.job import Job, make_accelerator, open_data
+from iekd.compress.job import Job, emulation, make_accelerator, open_data
 from iekd.compress.make_report import make_report
 from iekd.compress.measure import benchmark, export_models, require_backend
 from iekd.compress.objectives.catalogue import is_mutual, reading_of
@@ -99,6 +99,8 @@ def run_stages(
     if STAGES.index(until) >= STAGES.index("export"):
         require_backend(config)  # before hours of training, not after
     accelerator = make_accelerator(config)
+    if slow := emulation(accelerator):
+        observer.note(slow)
     images = open_data(config) if isinstance(data, str) else data
     identity = {"data": images.digest, **reading_of(config.objective)}
     with RunFolder.open(config, identity, observer, accelerator) as folder:

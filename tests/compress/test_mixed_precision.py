@@ -14,8 +14,11 @@ from tiny_networks import teacher
 from torch import Tensor, nn
 
 from iekd.compress.config import make_config
+from iekd.compress.job import emulation, make_accelerator
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
+from iekd.deploy import probe
+from iekd.errors import EnvironmentMissingError
 
 BATCH = 24
 """Of no other forward: validation takes 60 images at once, the probe 128."""
@@ -81,3 +84,44 @@ def test_a_stopped_run_keeps_the_same_answers(tmp_path: Path) -> None:
     assert all(np.array_equal(answers, cut[name]) for name, answers in whole.items())
     ours, theirs = (load_file(tmp_path / run / "student" / "model.safetensors") for run in ("whole", "cut"))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def about(processor: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the machine's processor have these instructions."""
+    monkeypatch.setattr(probe, "read", lambda path: processor if path == "proc/cpuinfo" else "")
+
+
+@pytest.mark.parametrize(
+    ("processor", "precision", "told"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni\n", "bf16", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_bf16\n", "bf16", False),
+        ("Features\t: fp asimd bf16\n", "bf16", False),
+        ("flags\t\t: fpu avx2\n", "auto", False),
+        ("", "bf16", False),  # not Linux: nothing is known
+    ],
+)
+def test_a_processor_that_emulates_bf16_is_told(
+    processor: str, precision: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about(processor, monkeypatch)
+    note = emulation(make_accelerator(make_config(settings(device="cpu", mixed_precision=precision))))
+    assert (note is not None) == told
+    assert not told or "Leave --mixed-precision out" in str(note)
+
+
+def test_a_run_says_that_it_emulates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    about("flags\t\t: fpu avx2\n", monkeypatch)
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    distil(tmp_path / "run", observer, mixed_precision="bf16", until="teacher")
+    assert any("no instructions for BF16" in note for note in notes)
+
+
+def test_fp16_without_a_gpu_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    """Accelerate would train in float32, and the report would say fp16."""
+    with pytest.raises(EnvironmentMissingError, match="fp16 trains on a GPU") as told:
+        distil(tmp_path / "run", mixed_precision="fp16")
+    assert "Leave --mixed-precision out" in told.value.hint
+    assert not (tmp_path / "run").exists()
