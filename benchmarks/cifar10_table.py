@@ -38,7 +38,7 @@ from paired import render, result_line
 from resident import held_out, load_split
 from table_bench import RECIPES, Bench
 from table_cohort import run_side_by_side, score_unfinished, waits_for_host
-from table_rows import Trained, likeness_of_kept, train_row
+from table_rows import Trained, check_row, likeness_of_kept, train_row
 from table_settings import refuse_other_rows
 from table_teacher import TeacherAnswers, at_tap, load_teacher, train_teacher
 
@@ -206,6 +206,8 @@ def main() -> None:
 
 def run(given: argparse.Namespace) -> None:
     """Train what is asked for and not there yet, and write the table."""
+    for row in given.rows:  # before hours of training
+        check_row(row, given)
     given.out.mkdir(parents=True, exist_ok=True)
     changes = {name: value for name in ("epochs", "teacher_epochs") if (value := getattr(given, name))}
     recipe = dataclasses.replace(RECIPES[given.recipe], **changes)

@@ -13,6 +13,8 @@ Scores = dict[str, dict[int, float]]
 
 ALONE = "ce"
 """The student alone."""
+_SILENT = {"explore_weight": 0.0, "inherit_fraction": 1.0}
+"""Settings of a row, and the value by which nothing of it explores."""
 FEWEST_SEEDS = 3
 """Shared with the student alone, below which a row is the best only where no row of its kind has so many."""
 
@@ -45,8 +47,11 @@ class Best(NamedTuple):
 
 
 def is_lifted(row: str) -> bool:
-    """Is this an inherit-and-explore row?"""
-    return row.startswith("ie-")
+    """Does this row inherit and explore?  One that is told not to explore is a row to compare with."""
+    name, _, settings = row.partition("@")
+    given = [text.partition("=") for text in settings.split(",")]
+    silent = any(float(value) == _SILENT[key] for key, _, value in given if key in _SILENT)
+    return name.startswith("ie-") and not silent
 
 
 def difference(scores: Scores, row: str, base: str) -> Difference:
@@ -118,8 +123,10 @@ def _fields(name: str, found: Difference) -> str:
 
 
 def _cautions(scores: Scores) -> list[str]:
-    """What stands under the table where the best row of a kind was chosen among rows of too few seeds."""
+    """What stands under the table: how the best rows were chosen, and where it was among rows of too few seeds."""
     found = []
+    if ALONE in scores and all(best(scores, lifted=lifted) for lifted in (True, False)):
+        found = ["", "The best row with IE and the best without are chosen by the scores that compare them."]
     for kind, lifted in (("with IE", True), ("without IE", False)):
         chosen = best(scores, lifted=lifted) if ALONE in scores else None
         if chosen is not None and chosen.seeds < FEWEST_SEEDS:

@@ -25,7 +25,9 @@ from iekd.compress.objectives import (
     TeacherRecord,
     build_mutual,
     build_objective,
+    is_mutual,
 )
+from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import reads_before_activation
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.objectives.mutual import DeepMutual
@@ -225,6 +227,19 @@ def parse_row(row: str, arguments: argparse.Namespace) -> Row:
     text = str(changes.pop("tap", LAST))
     tap = int(text) if text.removeprefix("-").isdigit() else text
     return Row(name, ObjectiveSettings(**changes), before(tap) if reads_before_activation(name) else tap)
+
+
+def check_row(row: str, arguments: argparse.Namespace) -> None:
+    """Raise unless the row names an objective and settings that there are.
+
+    Raises:
+        InputError: an unknown objective or setting, or settings of the student alone, which has none.
+    """
+    found = parse_row(row, arguments)
+    if found.objective == "ce" and row != "ce":
+        raise InputError(f"{row}: ce is the student alone and has no settings.", "Write ce.")
+    if not is_mutual(found.objective):
+        parse_objective(found.objective)
 
 
 def train_row(bench: Bench, row: str, seed: int, answers: Callable[[int | str], TeacherAnswers]) -> Trained:

@@ -136,6 +136,9 @@ class RunConfig:
     transfer_weight: Annotated[Weight | None, Option("Weight of a plain transfer.", _METHOD)] = None
     kd_weight: Annotated[Weight | None, Option("Weight of the logit term.", _METHOD)] = None
     temperature: Annotated[float | None, Gt(0), Option("Temperature of the logit term.", _METHOD)] = None
+    logit_options: Annotated[
+        str, Option("Values of a logit term's own, such as beta=8; `iekd-compress objectives` lists them.", _METHOD)
+    ] = ""
     inherit_fraction: Annotated[float, Ge(0), Le(1), Option("Share of channels that inherit.", _METHOD)] = 0.5
     split: Annotated[str, Option("natural, random or relevance.", _METHOD)] = "natural"
     factor_epochs: Annotated[Count, Option("Epochs of the teacher's auto-encoder.", _METHOD)] = 10

@@ -21,6 +21,7 @@ from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import BATCH, accuracy_under_noise
 from iekd.compress.distill import Teacher, tap_teacher
 from iekd.compress.job import open_data
+from iekd.compress.objectives.catalogue import reads_maps
 from iekd.deploy.report import read_report, write_report
 from iekd.deploy.results import Diagnosis, NoiseCurve, NoiseLevel, PartDiagnosis, TapDiagnosis
 from iekd.errors import InputError, RunFolderError
@@ -118,9 +119,18 @@ def _measure(
     device = _device(run.config)
     made = {role: run.artefact(role, networks.get(role)) for role in ("teacher", "student")}
     size, asked = made["student"].preprocessing.size, {"teacher": run.config.teacher_taps, "student": run.config.taps}
-    pair = {role: tap_teacher(made[role].network, asked[role], size).to(device).eval() for role in made}
     images = _images(data, made["student"].preprocessing, count)
-    taps = _diagnose_taps(pair["teacher"], pair["student"], images.pixels, run)
+    taps, sentence = [], ""
+    try:
+        pair = {role: tap_teacher(made[role].network, asked[role], size).to(device).eval() for role in made}
+    except InputError as error:
+        if reads_maps(run.shipped.objective):
+            raise
+        sentence = f"No likeness to the teacher: {error.message}"  # logits alone train networks without maps, too
+    else:
+        taps = _diagnose_taps(pair["teacher"], pair["student"], images.pixels, run)
+        sentence = in_a_sentence(taps, run.shipped.objective)
+    made["student"].network.to(device)
     curves = [NoiseCurve(name="student", levels=_noise(made["student"].network, images, levels, seeds))]
     if other is not None:
         rival = other.artefact("student")
@@ -135,14 +145,15 @@ def _measure(
         artefacts=run.fingerprints(),
         taps=taps,
         noise=curves,
-        sentence=in_a_sentence(taps, run.shipped.objective),
+        sentence=sentence,
     )
 
 
 def _diagnose_taps(teacher: Teacher, student: Teacher, pixels: Tensor, run: FinishedRun) -> list[TapDiagnosis]:
     if len(teacher.stages) != len(student.stages):
         raise InputError(
-            f"nothing to compare: {len(teacher.stages)} taps of the teacher, {len(student.stages)} of the student."
+            f"nothing to compare: {len(teacher.stages)} taps of the teacher, {len(student.stages)} of the student.",
+            "Start a run with as many stages in --tap as in --teacher-tap.",
         )
     pairs = list(zip(_maps(teacher, pixels), _maps(student, pixels), strict=True))
     splits = run.splits([own.shape[1] for _, own in pairs])

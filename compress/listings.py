@@ -53,7 +53,9 @@ def objectives_table() -> Table:
 def _defaults(entry: Entry) -> list[str]:
     """The settings that this term reads, as the command line names them; a transfer and its lift share an entry."""
     others = {"transfer": ("inherit_weight", "explore_weight"), "lift": ("transfer_weight",)}.get(entry.kind, ())
-    return [f"--{name.replace('_', '-')} {value:g}" for name, value in entry.defaults.items() if name not in others]
+    flags = [f"--{name.replace('_', '-')} {value:g}" for name, value in entry.defaults.items() if name not in others]
+    options = ",".join(f"{name}={value:g}" for name, value in entry.options.items())
+    return [*flags, f"--logit-options {options}"] if options else flags
 
 
 def doctor_table(findings: Iterable[Any]) -> Table:

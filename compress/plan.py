@@ -13,10 +13,11 @@ from torch import nn
 
 from iekd.compress.config import RunConfig
 from iekd.compress.data import ImageData
-from iekd.compress.objectives.catalogue import is_labels_alone
+from iekd.compress.objectives.catalogue import is_labels_alone, is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import left_out
 from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
+from iekd.compress.unread import unread_note
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import member_names
 from iekd.models.preprocessing import Preprocessing
@@ -78,6 +79,7 @@ def make_plan(
     notes = (
         *_scratch_notes({"teacher": teacher_why, "student": student_why}),
         *_label_notes(config),
+        *unread_note(config),
         *left_out(config),
     )
     for note in notes:
@@ -116,6 +118,8 @@ def _label_notes(config: RunConfig) -> tuple[str, ...]:
 
 
 def _teacher_epochs(config: RunConfig, origin: str) -> int:
+    if is_mutual(config.objective):
+        return 0  # both networks train together, for --epochs
     if config.teacher_epochs is not None:
         return config.teacher_epochs
     if origin == "file" and config.adapt_head:

@@ -11,6 +11,7 @@ from torch import nn
 
 from iekd.compress.config import RunConfig
 from iekd.compress.distill import Teacher, later_config, make_objective, objective_settings, tap_teacher, taps_of
+from iekd.compress.objectives.alignment import FEWEST_IMAGES
 from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
 from iekd.compress.objectives.mutual import build_mutual
@@ -20,6 +21,7 @@ from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantizers.simulated import Simulated
 from iekd.compress.targets import TARGETS
+from iekd.compress.unread import unread_settings
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import Ensemble, member_names
@@ -38,6 +40,7 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     require_quantizers(config)
     if not is_mutual(config.objective):
         parse_objective(config.objective)  # a misspelt name need not wait for networks
+    _check_fewest_images(config)
     size = plan.image_size
     networks = [_untrained(given, classes, size) for given in (teacher, student)]
     if isinstance(networks[1], Ensemble):
@@ -67,9 +70,24 @@ def _check_named_taps(config: RunConfig, networks: list[nn.Module], size: int) -
     """
     if taps_of(config).student:
         return  # they are tapped anyway
+    if len(config.teacher_taps) != len(config.taps):
+        raise InputError(
+            f"--teacher-tap names {len(config.teacher_taps)} stages and --tap {len(config.taps)}.",
+            "Name as many of each; --teacher-tap is as --tap where it is not given.",
+        )
     for taps, network in zip((config.teacher_taps, config.taps), networks, strict=True):
         if taps != (-1,):
             tap_teacher(network, taps, size)
+
+
+def _check_fewest_images(config: RunConfig) -> None:
+    """Likeness is that of several images: with fewer a batch has none, and nothing would explore."""
+    explores = "explore_form" not in unread_settings(config) and config.inherit_fraction < 1
+    if config.explore_form == "cka" and explores and config.batch_size < FEWEST_IMAGES:
+        raise InputError(
+            f"--explore-form cka compares the images of a batch, and --batch-size {config.batch_size} has too few.",
+            f"Give --batch-size {FEWEST_IMAGES} or more, or --explore-form cosine.",
+        )
 
 
 def _check_lone_images(config: RunConfig, networks: list[nn.Module], size: int) -> None:

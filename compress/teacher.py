@@ -138,6 +138,7 @@ def train_network(network: nn.Module, *, name: str, epochs: int, lr: float, job:
         inputs=lambda batch: (batch.image, batch.target),
         evaluate=lambda: {"accuracy": job.accuracy(network, mixed=True)},
         events=job.folder / "events" / name,
+        apart=[list(member.parameters()) for member in network.members] if isinstance(network, Ensemble) else (),
     )
     if job.config.keep == "best":
         load_best(task, checkpoints)

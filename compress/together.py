@@ -11,6 +11,7 @@ from iekd.compress.distill import objective_settings, taps_of
 from iekd.compress.job import Job
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.objectives.mutual import DeepMutual, build_mutual
+from iekd.compress.pace import Pace
 from iekd.compress.plan import Plan
 from iekd.compress.teacher import first_network
 from iekd.compress.trainer import FitSettings, fit, load_best, seed_everything
@@ -25,7 +26,7 @@ def train_together(given: dict[str, str | nn.Module], plan: Plan, job: Job) -> d
 
     Args:
         given: what the user named as ``teacher`` and ``student``: here two equals, but for ``switokd``.
-        plan: where their first weights come from, epochs, learning rate.
+        plan: where their first weights come from, epochs, learning rates; a transfer's heads learn at the student's.
         job: the run.
 
     Raises:
@@ -58,6 +59,7 @@ def train_together(given: dict[str, str | nn.Module], plan: Plan, job: Job) -> d
         },
         events=job.folder / "events" / "student",
         apart=networks_apart(task),
+        pace=Pace(made["teacher"][0].parameters(), plan.teacher_lr / plan.lr),
     )
     if config.keep == "best":
         load_best(task, checkpoints)

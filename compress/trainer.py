@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 from iekd.compress.clipping import Group, clip, clip_groups
 from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.observer import Observer
+from iekd.compress.pace import Pace, set_pace
 from iekd.errors import DivergenceError, RunFolderError
 from iekd.files import atomic_file
 
@@ -92,6 +93,7 @@ def fit(
     evaluate: Callable[[], Figures] | None = None,
     events: Path | None = None,
     apart: Sequence[Group] = (),
+    pace: Pace | None = None,
 ) -> History:
     """Train ``task`` in place, going on from ``folder``'s checkpoint where there is one.
 
@@ -107,6 +109,7 @@ def fit(
         evaluate: called after each epoch, in eval mode; its figures are logged.
         events: folder for TensorBoard.
         apart: parameters whose gradients are clipped by norms of their own; all others are clipped together.
+        pace: parameters that learn at a rate of their own; None: none.
 
     Raises:
         DivergenceError: a term stopped being finite; names it, and the last good checkpoint.
@@ -115,6 +118,8 @@ def fit(
     if not any(parameter.requires_grad for parameter in task.parameters()):
         raise ValueError(f"{name}: nothing to train")
     optimizer = create_optimizer_v2(task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
+    if pace is not None:
+        set_pace(optimizer, pace)
     history = _resume(folder / "last.pt", task, optimizer, accelerator)
     first = history.epochs
     wrapped, optimizer = accelerator.prepare(task, optimizer)

@@ -61,6 +61,14 @@ def test_rows_of_other_seeds_are_compared_over_those_they_share() -> None:
     assert "| kd | 99.00 |  | 1 |  |  | 0 |" in render(scores, None)
 
 
+@pytest.mark.parametrize("silent", ["explore_weight=0", "inherit_fraction=1.0", "tap=-2,explore_weight=0.0"])
+def test_a_row_that_does_not_explore_is_one_to_compare_with(silent: str) -> None:
+    rows = {"ce": 60.0, "ft": 70.0, f"ie-ft@{silent}": 72.0, "ie-ft@explore_weight=0.5": 71.0}
+    scores: Scores = {row: {seed: score + seed for seed in range(3)} for row, score in rows.items()}
+    assert f"best_ie=ie-ft@explore_weight=0.5 gain_points=11.00 best_other=ie-ft@{silent}" in result_line(scores)
+    assert "chosen by the scores that compare them" in render(scores, None)
+
+
 def test_without_a_student_alone_there_is_no_result() -> None:
     assert "incomplete" in result_line({"kd": {0: 70.0}, "ie-ft": {0: 71.0}})
     assert "| kd | 70.00 |  | 1 |" in render({"kd": {0: 70.0}}, None)

@@ -145,6 +145,21 @@ def test_what_is_left_of_a_training_goes_on_under_its_own_settings_alone(
     assert "left by an older version" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("ie-fit", "unknown objective 'ie-fit'"),
+        ("kd@temprature=2", "unknown setting 'temprature'"),
+        ("ce@kd_weight=2", "ce is the student alone"),
+    ],
+)
+def test_a_row_that_cannot_be_is_told_before_any_is_trained(row: str, words: str, tmp_path: Path) -> None:
+    wanted = given(tmp_path / "table", rows=["ce", row, "ie-dml", "dml@kd_weight=2", "dkd@logit_options=beta=8"])
+    with pytest.raises(InputError, match=words):
+        cifar10_table.run(wanted)
+    assert not (tmp_path / "table").exists()
+
+
 def test_a_refusal_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,7 +22,7 @@ from iekd.compress.variants import FOLDER as VARIANTS
 from iekd.compress.variants import QAT_ARTEFACT
 from iekd.errors import InputError, RunFolderError
 from iekd.files import sha256_of
-from iekd.models.checkpoint import Artefact, load_artefact
+from iekd.models.checkpoint import Artefact, load_artefact, read_description
 
 _INDEX = re.compile(r"(?:^|\.)lifts\.(?:(?P<network>\d+)\.)?(?P<tap>\d+)\.(?P<part>inherit|explore)_index$")
 _SECOND = ("1", None)
@@ -88,8 +88,18 @@ class FinishedRun:
         return shipped(self.folder, self.config)
 
     def artefact(self, role: str, network: nn.Module | None = None) -> Artefact:
-        """The ``teacher``, or the ``student`` that ships; ``network`` for one that the run was given as an object."""
-        found = load_artefact(self.folder / self._place(role), network)
+        """The ``teacher``, or the ``student`` that ships; ``network`` for one that the run was given as an object.
+
+        Raises:
+            InputError: it was given as an object, and is not given now.
+        """
+        place = self.folder / self._place(role)
+        if network is None and read_description(place)["architecture"]["kind"] == "object":
+            raise InputError(
+                f"the {role} of {self.folder} was given as a Python object, which no file can rebuild.",
+                "Use iekd.compress.diagnose.diagnose(run, networks={'teacher': ..., 'student': ...}) from Python.",
+            )
+        found = load_artefact(place, network)
         found.network.eval().requires_grad_(False)
         return found
 

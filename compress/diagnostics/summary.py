@@ -21,7 +21,8 @@ def in_a_sentence(taps: list[TapDiagnosis], objective: str) -> str:
 def diagnosis_table(found: Diagnosis) -> Group:
     """What the command line shows; its last line is the sentence."""
     remark = (Text(found.remark),) if found.remark else ()
-    return Group(_parts_table(found), "", _noise_table(found), "", *remark, Text(found.sentence))
+    parts = (_parts_table(found), "") if found.taps else ()
+    return Group(*parts, _noise_table(found), "", *remark, Text(found.sentence))
 
 
 def _about(tap: TapDiagnosis, objective: str, where: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from iekd.compress.objectives.base import Objective, TeacherRecord
@@ -56,11 +57,19 @@ def parse_objective(name: str) -> Parsed:
             raise unknown_name("objective", part, OBJECTIVES, in_words=valid_names())
         entries.append(OBJECTIVES[part])
     mutual = [entry.name for entry in entries if entry.kind == "mutual"]
+    if mutual and len(entries) == 1:
+        raise InputError(
+            f"{mutual[0]} trains two networks together; what is asked for here has a finished teacher.",
+            "Use it in a run (`iekd-compress --objective ...`) or, from Python, build_mutual.",
+        )
     if mutual:
         raise InputError(
             f"{mutual[0]} trains two networks together and has no finished teacher; it stands alone, not in '{name}'.",
             "Give it as the whole objective.",
         )
+    twice = [entry.name for entry in entries if entries.count(entry) > 1]
+    if twice:
+        raise InputError(f"'{name}' has {twice[0]} twice.", "Write it once; --kd-weight makes it heavier.")
     features = [entry for entry in entries if entry.kind in ("transfer", "lift")]
     if len(features) > 1:
         raise InputError(
@@ -99,6 +108,7 @@ def build_objective(
         require_as_many(teacher, student)
         for number, shapes in enumerate(zip(teacher, student, strict=True)):
             lifts.append(make_lift(parsed.feature, *shapes, settings, tuple(shape[number] for shape in ensemble)))
+    require_known_options(parsed.logits, settings)
     terms = {entry.name: _logit_term(entry, settings, classes) for entry in parsed.logits}
     return Composite(lifts, terms, settings.task_weight)
 
@@ -160,10 +170,38 @@ def resolved(entry: Entry, settings: ObjectiveSettings, field: str) -> float:
     return float(entry.defaults[field] if value is None else value)
 
 
+def require_known_options(terms: Sequence[Entry], settings: ObjectiveSettings) -> None:
+    """Raise InputError where ``logit_options`` names what none of these terms has."""
+    known = {name: value for entry in terms for name, value in entry.options.items()}
+    for name in parse_options(settings.logit_options):
+        if name not in known:
+            raise unknown_name("option of a logit term", name, known)
+
+
+def parse_options(text: str) -> dict[str, float]:
+    """``beta=8,alpha=1`` as numbers by name.
+
+    Raises:
+        InputError: something else.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        try:
+            found[name.strip()] = float(value)
+        except ValueError:
+            raise InputError(
+                f"--logit-options '{text}' is not a list of values.", "Give name=number, such as beta=8,alpha=1."
+            ) from None
+    return found
+
+
 def _logit_term(entry: Entry, settings: ObjectiveSettings, classes: int) -> LogitTerm:
     if classes < entry.fewest_classes:
         raise InputError(
             f"{entry.name} needs {entry.fewest_classes} classes or more, the data has {classes}: {entry.why}.",
             "Use kd instead.",
         )
-    return LogitTerm(load(entry), resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature"))
+    own = {name: value for name, value in parse_options(settings.logit_options).items() if name in entry.options}
+    function = partial(load(entry), **{**entry.options, **own})
+    return LogitTerm(function, resolved(entry, settings, "kd_weight"), resolved(entry, settings, "temperature"))

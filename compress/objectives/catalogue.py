@@ -35,6 +35,7 @@ class Entry:
         fewest_classes: that leave the term something to teach.
         why: what it lacks with fewer.
         before_activation: it reads maps before the activation that ends a stage, where one does.
+        options: what a term on logits has beside weight and temperature; keywords of ``target``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Entry:
     fewest_classes: int = 2
     why: str = ""
     before_activation: bool = False
+    options: Mapping[str, float] = field(default_factory=dict)
 
 
 _ENTRIES = (
@@ -67,6 +69,7 @@ _ENTRIES = (
         {"kd_weight": 1.0, "temperature": 4.0},
         fewest_classes=3,
         why="there is only one wrong class to distil",
+        options={"alpha": 1.0, "beta": 2.0},
     ),
     Entry(
         "dist",
@@ -75,6 +78,7 @@ _ENTRIES = (
         "Huang et al., NeurIPS 2022, arXiv 2205.10536",
         f"{_HERE}.logits:correlation",
         {"kd_weight": 1.0, "temperature": 1.0},
+        options={"beta": 2.0, "gamma": 2.0},
     ),
     Entry(
         "lskd",
@@ -93,6 +97,7 @@ _ENTRIES = (
         "Li et al., NeurIPS 2022, arXiv 2210.04427",
         f"{_HERE}.logits:asymmetric",
         {"kd_weight": 1.0, "temperature": 4.0},
+        options={"wrong": 0.75},
     ),
     Entry(
         "at",

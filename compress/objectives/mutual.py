@@ -107,7 +107,8 @@ def _lift_for(entry: Entry, settings: ObjectiveSettings, transfer: str) -> Entry
             "a split by relevance needs a finished teacher, which mutual learning has not.", "Use natural or random."
         )
     lift = lifts[f"ie-{transfer}"]
-    return replace(lift, defaults={**lift.defaults, **entry.defaults})
+    alone = {"transfer_weight": entry.defaults["inherit_weight"]}  # where all inherits: no plain form pulls otherwise
+    return replace(lift, defaults={**lift.defaults, **entry.defaults, **alone})
 
 
 class MutualWeights(NamedTuple):

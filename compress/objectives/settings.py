@@ -15,6 +15,8 @@ class ObjectiveSettings:
     """Of each term on logits."""
     temperature: float | None = None
     """Of each term on logits."""
+    logit_options: str = ""
+    """What terms on logits have of their own, such as ``beta=8``; each term that has one by that name takes it."""
     inherit_weight: float | None = None
     """Of the inheritance term of a lifted transfer."""
     explore_weight: float | None = None

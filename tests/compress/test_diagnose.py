@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_networks
 import torch
 from filelock import FileLock
 from report_samples import sample_report
@@ -297,6 +299,30 @@ def by_relevance(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _copy(folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(folder, tmp_path / "copy")
     return tmp_path / "copy"
+
+
+def test_a_student_without_maps_has_its_steadiness(tmp_path: Path) -> None:
+    """Objectives on logits alone train networks that nothing can be compared of."""
+    run = _train(tmp_path / "run", objective="kd", student="tiny_networks:flat", image_size=16)
+    found = diagnose(run, noise=[0.2], seeds=2)
+    assert not found.taps
+    assert found.sentence.startswith("No likeness to the teacher: ")
+    assert "no module whose output is a feature map" in found.sentence
+    assert [level.relative_std for level in found.noise[0].levels] == [0, 0.2]
+    console = Console(width=120, file=io.StringIO())
+    console.print(diagnosis_table(found))
+    assert found.sentence in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert found.sentence in render(sample_report().model_copy(update={"diagnosis": found}))
+
+
+def test_networks_given_as_objects_must_be_given_again(tmp_path: Path) -> None:
+    given = {"teacher": tiny_networks.teacher(10), "student": tiny_networks.student(10)}
+    values = settings(out=str(tmp_path / "run"), epochs=1, teacher_epochs=1, tap="4", objective="kd")
+    config = make_config({**values, "teacher": "Sequential", "student": "Sequential"})
+    run_stages(config, given["teacher"], given["student"], config.data, Observer(), until="distill")
+    with pytest.raises(InputError, match=r"the teacher of .* was given as a Python object.*networks="):
+        diagnose(tmp_path / "run", noise=[0.2], seeds=2)
+    assert diagnose(tmp_path / "run", noise=[0.2], seeds=2, networks=given).taps
 
 
 @pytest.mark.slow

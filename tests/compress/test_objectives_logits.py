@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from objective_samples import answers, numeric_gradient, objective, randn
 from torch import Tensor
 from torchdistill.losses.mid_level import DISTLoss, KDLoss, LogitStdKDLoss  # type: ignore[import-untyped]
 
+from iekd.compress.objectives.build import load
+from iekd.compress.objectives.catalogue import OBJECTIVES, Entry
 from iekd.compress.objectives.logits import (
     asymmetric,
     correlation,
@@ -172,10 +175,16 @@ def test_dist_of_two_classes_learns_from_the_images_of_a_class_alone() -> None:
     assert intra[-1] < 0.1 * intra[0]
 
 
-@pytest.mark.parametrize("classes", [2, 3, 10])
-def test_dist_of_a_student_that_says_the_same_of_every_class_has_a_gradient_to_learn_by(classes: int) -> None:
-    student, teacher = torch.zeros(16, classes, requires_grad=True), randn(16, classes).float()
-    correlation(student, teacher, torch.zeros(16, dtype=torch.long), 1.0).backward()
+@pytest.mark.parametrize("scale", [0.0, 1e-4])
+@pytest.mark.parametrize(
+    ("term", "classes"), [(correlation, 2), (correlation, 3), (correlation, 10), (standardised, 3), (standardised, 10)]
+)
+def test_a_student_that_says_the_same_of_every_class_has_a_gradient_to_learn_by(
+    term: Term, classes: int, scale: float
+) -> None:
+    student = (scale * randn(16, classes, seed=2).float()).requires_grad_()
+    teacher = randn(16, classes).float()
+    term(student, teacher, torch.zeros(16, dtype=torch.long), 1.0).backward()
     assert student.grad is not None
     assert 0 < student.grad.abs().max() < 1e3
 
@@ -186,6 +195,49 @@ def test_dist_is_its_formula_for_logits_that_differ_by_a_twentieth(temperature: 
     student, teacher, targets = 0.05 * randn(8, 10), randn(8, 10, seed=1), torch.zeros(8, dtype=torch.long)
     found = correlation(student, teacher, targets, temperature).item()
     assert found == pytest.approx(naive_dist(student.numpy(), teacher.numpy(), None, temperature), rel=1e-4)
+
+
+def test_lskd_is_its_formula_for_logits_that_differ_by_a_hundredth() -> None:
+    """The floor under its denominator is below what a network says before it has learned anything."""
+    student, teacher = 0.01 * randn(8, 10), randn(8, 10, seed=1)
+    found = standardised(student, teacher, torch.zeros(8, dtype=torch.long), 2.0).item()
+    one = [naive_lskd(s, t, 0, 2.0) for s, t in zip(student.numpy(), teacher.numpy(), strict=True)]
+    assert found == pytest.approx(np.mean(one), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "entry", [entry for entry in OBJECTIVES.values() if entry.kind == "logits"], ids=lambda e: e.name
+)
+def test_the_catalogue_lists_what_a_term_has_of_its_own(entry: Entry) -> None:
+    parameters = inspect.signature(load(entry)).parameters.values()
+    own = {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
+    assert own == entry.options
+
+
+def test_an_option_reaches_its_term_and_no_other() -> None:
+    student, teacher, targets = answers()
+    plain, changed = (
+        made(student, made.record(teacher), targets)
+        for made in (objective("dkd+ats"), objective("dkd+ats", logit_options="beta=8, alpha=0.5"))
+    )
+    parts = decoupled(student.logits, teacher.logits, targets, 4.0, alpha=0.5, beta=8.0)
+    assert changed["dkd"].item() == pytest.approx(parts.item())
+    assert changed["dkd"].item() != pytest.approx(plain["dkd"].item())
+    assert changed["ats"].item() == plain["ats"].item()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("dkd", "betta=8", "unknown option of a logit term 'betta'.*Did you mean beta"),
+        ("kd", "beta=8", "unknown option of a logit term 'beta'"),
+        ("dkd", "beta", "--logit-options 'beta' is not a list of values"),
+        ("dkd", "beta=much", "is not a list of values.*name=number"),
+    ],
+)
+def test_an_option_that_no_term_has_is_told(name: str, text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        objective(name, logit_options=text)
 
 
 def test_teachers_of_other_classes_are_refused() -> None:

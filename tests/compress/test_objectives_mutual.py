@@ -307,11 +307,13 @@ def test_networks_of_different_classes_are_refused(name: str) -> None:
         build_mutual(name, networks, image_size=32, settings=ObjectiveSettings())
 
 
+@pytest.mark.parametrize("fraction", [0.5, 1.0])
 @pytest.mark.parametrize("given", [None, 3.0])
-def test_ie_dml_at_a_fraction_of_one_pulls_as_hard_as_the_plain_transfer(given: float | None) -> None:
-    made = task("ie-dml", inherit_fraction=1.0, inherit_weight=given)
+def test_ie_dml_pulls_as_hard_by_all_channels_as_by_some(given: float | None, fraction: float) -> None:
+    """There is no plain form of it, whose weight a share of 1 could take; ten times its own is harmful."""
+    made = task("ie-dml", inherit_fraction=fraction, inherit_weight=given)
     weights = {lift.weights.inherit for lifts in made.lifts for lift in lifts}  # type: ignore[union-attr]
-    assert weights == {OBJECTIVES["ft"].defaults["transfer_weight"] if given is None else given}
+    assert weights == {OBJECTIVES["ie-dml"].defaults["inherit_weight"] if given is None else given}
 
 
 def test_a_mode_is_what_the_catalogue_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,8 @@ from iekd.compress.config import make_config
 from iekd.compress.diagnose import diagnose
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
+from iekd.compress.trainer import History
+from iekd.compress.unread import unread_note
 from iekd.deploy.report import read_report
 from iekd.errors import InputError, RunFolderError
 from iekd.models.checkpoint import load_artefact
@@ -95,6 +97,68 @@ def test_both_networks_of_mutual_learning_ship(tmp_path: Path) -> None:
         assert load_artefact(tmp_path / "run" / role).architecture.name == f"tiny_networks:{role}"
 
 
+def test_two_networks_learn_each_at_its_own_rate(teacher: str, tmp_path: Path) -> None:
+    """A network that comes trained must not be taken apart at the rate of one from scratch."""
+    changes = {"teacher": teacher, "objective": "dml", "epochs": 1, "lr": 0.02}
+    moved = {}
+    for name, rates in {"default": {}, "still": {"teacher_lr": 1e-12}, "fast": {"teacher_lr": 0.02}}.items():
+        iekd.run(**tiny(tmp_path / name, **{**changes, "teacher_epochs": None, **rates}))
+        before, after = (load_file(Path(at) / "model.safetensors") for at in (teacher, tmp_path / name / "teacher"))
+        learned = [key for key in before if "running" not in key and "batches" not in key]
+        moved[name] = max((after[key] - before[key]).abs().max().item() for key in learned)
+    assert moved["still"] < 1e-6 < moved["default"] < 0.2 * moved["fast"], "3e-4 against 2e-2"
+
+
+def test_several_teachers_are_clipped_each_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[int]] = []
+
+    def fit(task: Any, *_: Any, apart: Any = (), **__: Any) -> History:
+        seen.append([sum(parameter.numel() for parameter in group) for group in apart])
+        return History({"loss": [0.0]})
+
+    monkeypatch.setattr("iekd.compress.teacher.fit", fit)
+    two = "tiny_networks:teacher,tiny_networks:student"
+    run_stages(
+        make_config(tiny(tmp_path / "run", teacher=two)),
+        two,
+        "tiny_networks:student",
+        "digits",
+        Observer(),
+        until="teacher",
+    )
+    sizes = [
+        sum(parameter.numel() for parameter in network(10).parameters())
+        for network in (tiny_networks.teacher, tiny_networks.student)
+    ]
+    assert seen == [sizes]
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"objective": "dml", "mutual_transfer": "nonsense", "split": "relevance"}, "--split, --mutual-transfer"),
+        ({"objective": "dml", "teacher_epochs": 3}, "--teacher-epochs"),
+        ({"objective": "ft", "inherit_weight": 9.0, "explore_form": "cka"}, "--inherit-weight, --explore-form"),
+        ({"objective": "kd", "factor_channels": 9, "logit_options": "beta=1"}, "--logit-options, --factor-channels"),
+        ({"objective": "ie-ft+kd", "transfer_weight": 3.0}, "--transfer-weight"),
+        ({"objective": "ie-ft", "transfer_weight": 3.0, "inherit_fraction": 1.0}, ""),
+        ({"objective": "ie-dml", "mutual_transfer": "at", "inherit_weight": 2.0, "split": "random"}, ""),
+        ({"objective": "ie-ft+dkd", "logit_options": "beta=8", "factor_channels": 9, "explore_margin": 1.0}, ""),
+        ({"objective": "dml", "teacher_epochs": 0}, ""),
+        ({"objective": "misspelt", "teacher_epochs": 3, "split": "random"}, ""),
+    ],
+)
+def test_a_setting_that_the_objective_does_not_read_is_told(changes: dict[str, Any], flags: str) -> None:
+    config = make_config({"teacher": "resnet18", "student": "resnet10t", **changes})
+    expected = (f"--objective {changes['objective']} does not read {flags}.",) if flags else ()
+    assert unread_note(config) == expected
+
+
+def test_a_run_tells_of_settings_that_nothing_reads(tmp_path: Path) -> None:
+    report = iekd.run(**tiny(tmp_path / "run", objective="kd", epochs=1, split="random"))
+    assert "--objective kd does not read --split, --factor-epochs." in report.notes
+
+
 def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
     two = "tiny_networks:teacher,tiny_networks:student"
     report = iekd.run(**tiny(tmp_path / "run", teacher=two, objective="ie-ft+kd", factor_epochs=2))
@@ -117,6 +181,11 @@ def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
         ({"objective": "ie-ft", "teacher_tap": "layer9"}, "has no tap layer9.*by name: 0, 1, 2, 3, 4"),
         ({"objective": "ie-ft", "tap": "3,4", "teacher_tap": "4"}, "1 taps of the teacher against 2 of the student"),
         ({"objective": "kd", "tap": "9"}, "has no tap 9"),
+        ({"objective": "kd", "tap": "4", "teacher_tap": "3,4"}, "--teacher-tap names 2 stages and --tap 1"),
+        ({"objective": "kd+kd"}, "has kd twice.*--kd-weight"),
+        ({"objective": "kd+dkd", "logit_options": "gamma=1"}, "unknown option of a logit term 'gamma'"),
+        ({"objective": "ie-ft", "explore_form": "cka", "batch_size": 3}, "--batch-size 3 has too few.*4 or more"),
+        ({"objective": "ie-dml", "explore_form": "cka", "batch_size": 2}, "--batch-size 2 has too few"),
         ({"teacher": "resnet10t", "image_size": 32, "batch_size": 1}, "--batch-size 1: a map of the teacher has one"),
         ({"objective": "dml", "teacher_tap": "layer9"}, "has no tap layer9"),
         ({"objective": "ie-dml", "tap": "3,4", "teacher_tap": "4"}, "taps of the .* against"),
