@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the project keeps between runs must not reach from one test, or from the developer's home, into another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(autouse=True)
-def _no_handler_of_ended_children() -> None:
-    """torch's loaders leave one behind, which later tests in the same process have no use for.
-
-    On one kind of machine (a virtual Xeon, Linux 6.18) the first signal that any handler takes after OpenVINO has
-    measured two files ends the process, inside the kernel; why is not known.  A test that merely starts a process must
-    not be the one that pays for it.
-    """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ import onnx
 
 from iekd.compress.calibration import Calibration
 from iekd.compress.quantizers.onnxruntime import is_transformer
+from iekd.deploy.openvino_core import core, signal_stack_kept
 from iekd.deploy.openvino_format import LAYERS, SUFFIX, write_entries
 from iekd.errors import EnvironmentMissingError
 
@@ -52,7 +53,7 @@ class Nncf:
         model = self._float_model()
         images = self._calibration.images
         ignored = _left_in_float(model, set(kept_float))
-        with _quiet():
+        with _quiet(), signal_stack_kept():
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset([image[np.newaxis] for image in images]),
@@ -67,12 +68,10 @@ class Nncf:
         openvino.save_model(quantized, str(path), compress_to_fp16=False)
 
     def _float_model(self) -> Any:
-        import openvino
-
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "float.onnx"
             onnx.save(self._calibration.model, str(file))
-            return openvino.Core().read_model(file).clone()
+            return core().read_model(file).clone()
 
 
 def _left_in_float(model: Any, kept_float: set[str]) -> list[str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iekd.deploy.backends import Array, BatchRange, Session, check_images
+from iekd.deploy.openvino_core import core
 from iekd.deploy.openvino_format import INSTALL, is_openvino, weights_beside
 from iekd.errors import EnvironmentMissingError, InputError
 
@@ -33,10 +34,9 @@ class OpenVino:
     def require(self) -> None:
         """See :class:`iekd.deploy.backends.Backend`."""
         try:
-            import openvino
+            capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         except ImportError as error:
             raise EnvironmentMissingError("OpenVINO is not installed.", INSTALL) from error
-        capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if self.precision == "bf16" and "BF16" not in capabilities:
             raise EnvironmentMissingError("this processor has no bfloat16.", "Use the backend 'openvino'.")
 
@@ -65,9 +65,8 @@ class OpenVinoSession:
     def __init__(self, path: Path, precision: str, threads: int) -> None:
         import openvino
 
-        self._core = openvino.Core()
         try:
-            self._model: Any = self._core.read_model(path)
+            self._model: Any = core().read_model(path)
         except Exception as error:
             raise InputError(
                 f"OpenVINO cannot open {path}: {' '.join(str(error).split())[:200]}", "Export the model again."
@@ -144,7 +143,7 @@ class OpenVinoSession:
         settings = {"INFERENCE_PRECISION_HINT": self._precision, **hints}
         if self._threads:
             settings["INFERENCE_NUM_THREADS"] = self._threads
-        return self._core.compile_model(twin, "CPU", settings)
+        return core().compile_model(twin, "CPU", settings)
 
 
 class _Request:
