@@ -54,7 +54,13 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
         curves=_curves(stages),
         diagnosis=kept_for_report(job.folder, job.config),
         fingerprint=results.Fingerprint(**measured["fingerprint"]),
-        notes=[*notes, *warnings, *_pruning_gain(exported, measured), *_about(job, stages)],
+        notes=[
+            *notes,
+            *warnings,
+            *_pruning_gain(exported, measured),
+            *_about(job, stages),
+            *losses(job.config, models),
+        ],
     )
     write_report(report, job.folder)
     return report
@@ -139,6 +145,22 @@ def _pruning_gain(exported: dict[str, Any], measured: dict[str, Any]) -> list[st
     before, speedup = (results.Interval(**measured[UNPRUNED][key]) for key in ("before", "speedup"))
     after = results.Interval(**measured["models"]["student"]["latency"]["median"])
     return [f"Pruning, both in fp32: {describe_gain(macs, parameters, before, after, speedup)}."]
+
+
+def losses(config: RunConfig, models: dict[str, results.ModelResult]) -> list[str]:
+    """Precisions that lose more than ``max_drop`` on the validation set: what decided were training images."""
+    exact = models.get("student")
+    if exact is None or exact.precision != "fp32":
+        return []
+    found = []
+    for model in models.values():
+        drop = exact.accuracy.top1.value - model.accuracy.top1.value
+        if model.role == "student" and model.precision != "fp32" and drop > config.drop_limit:
+            found.append(
+                f"{model.precision} loses {drop:.2%} of accuracy on the {exact.accuracy.total} validation images, more "
+                f"than --max-drop {config.drop_limit:g}, which is held on training images."
+            )
+    return found
 
 
 def _about(job: Job, stages: dict[str, dict[str, Any]]) -> list[str]:

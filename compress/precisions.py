@@ -42,6 +42,9 @@ def scheme_of(precision: str, target: str, others: tuple[str, ...] = ()) -> str:
         return schemes[precision]
     if precision in MIN_SM:  # a precision by its right name: say what the target's processor lacks, if that is known
         check_reachable(precision, target)
+        having = [name for name, other in TARGETS.items() if precision in other.schemes]
+        instead = f"Choose one of {', '.join((*others, *schemes))}"
+        raise InputError(f"{target} has no {precision}.", f"{instead}; {precision} is for {', '.join(having)}.")
     raise unknown_name(f"precision of {target}", precision, (*others, *schemes))
 
 

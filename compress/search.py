@@ -25,7 +25,7 @@ from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import STUDENT_EPOCHS, make_plan
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.searching import space as spaces
-from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key
+from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_facts, machine_key
 from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, most_accurate_network, points_of, promising
 from iekd.compress.searching.settings import SearchSettings, check, space_of
 from iekd.compress.searching.space import Candidate, Space
@@ -120,19 +120,24 @@ class _Search:
             winners = promising(_points(short), self.limits, self.own.winners)
             full.complete(winners, functools.partial(self._train, phase="full"))
         too_slow = [candidate for candidate in usable if candidate not in worth]
-        outcome = self._outcome(short, full, too_slow, refused)
+        outcome = self._outcome(short, full, worth, too_slow, refused)
         if not outcome.points and (failed := {**short.refused(), **full.refused()}):
             raise InputError(f"no student could be trained; {_first(failed)}", "Correct that setting.")
         write_text(self.folder / "search.json", outcome.model_dump_json(indent=2) + "\n")
         write_text(self.folder / "search.html", render(outcome.model_dump()))
         return outcome
 
-    def _outcome(self, short: Study, full: Study, too_slow: list[Candidate], refused: dict[str, str]) -> Outcome:
+    def _outcome(
+        self, short: Study, full: Study, worth: list[Candidate], too_slow: list[Candidate], refused: dict[str, str]
+    ) -> Outcome:
         """The choice.  Where no file is accurate enough, that side of the limits is sought among what is too slow.
 
         A short recovery tells little of what a network can keep, so the best of those gets the full schedule, unless
         one is accurate enough without it.
         """
+
+        def tried() -> set[Candidate]:
+            return short.taken() | full.taken()
 
         def judged() -> Outcome:
             points = [*_points(short), *_points(full)]
@@ -140,6 +145,7 @@ class _Search:
                 points,
                 self.table,
                 too_slow,
+                [candidate for candidate in worth if candidate not in tried()],
                 {**refused, **short.refused(), **full.refused()},
                 config=self.config,
                 limits=self.limits,
@@ -283,11 +289,20 @@ class _Search:
             "epochs": self.epochs,
             "short epochs": self._short_epochs(),
             "data digest": self.data.digest,
+            "machine": flat(machine_facts(self.config)),
             "machine (or its software)": machine_key(self.config),
         }
         found |= reading_of(self.config.objective)
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
+
+
+def flat(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of one level, so that one that differs can be named: ``packages timm``."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        found |= {f"{name} {part}": own for part, own in value.items()} if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _points(study: Study) -> list[Point]:

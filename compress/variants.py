@@ -35,6 +35,7 @@ QAT_ARTEFACT = f"{FOLDER}/qat"
 _STUDENT = "student.onnx"
 _TRAINED = f"{QAT_ARTEFACT}/{_STUDENT}"
 _INDEX = "variants.json"
+_JUDGED_BY = "training images that do not calibrate"
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def make_variants(job: Job, once: Once, train: Train) -> dict[str, Any]:
     """Stage ``quantize``: ``variants/`` with a file for each precision asked for, but for those that lose too much.
 
     With ``best``, and where ``max_drop`` was given, layers stay in float until a precision loses no more than that on
-    held-out images.  Where none suffice, ``best`` leaves it out; a precision that was asked for by name ships in any
-    case, and that it loses too much is remarked.
+    training images that do not calibrate.  Where none suffice, ``best`` leaves it out; a precision that was asked for
+    by name ships in any case, and that it loses too much is remarked.
 
     Args:
         job: the run.
@@ -187,7 +188,7 @@ class _Maker:
 
     def _remark(self, precision: str, record: dict[str, Any]) -> None:
         text = (
-            f"{precision} lost {record['drop_before']:.2%} of accuracy on held-out images, after {record['epochs']} "
+            f"{precision} lost {record['drop_before']:.2%} of accuracy on {_JUDGED_BY}, after {record['epochs']} "
             f"epochs of {record['objective']} under simulated quantisation {record['drop_after']:.2%}"
         )
         self.remarks.append(text + ("." if record["ships"] else ": what ships is not trained for it."))
@@ -200,7 +201,7 @@ class _Maker:
         if made.drop > config.drop_limit:
             instead = "leave it out" if config.enforces_drop else "mend it or leave it out, --max-drop if given mend it"
             self.remarks.append(
-                f"{precision} loses {made.drop:.2%} of accuracy on held-out images, more than --max-drop "
+                f"{precision} loses {made.drop:.2%} of accuracy on {_JUDGED_BY}, more than --max-drop "
                 f"{config.drop_limit:g}: it was asked for by name and ships in any case; --precision best would "
                 f"{instead}."
             )

@@ -234,7 +234,12 @@ def _to_half(model: onnx.ModelProto, kept: tuple[str, ...]) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each weight below FP16's smallest, one warning a weight
         twin: onnx.ModelProto = convert_float_to_float16(
-            copy.deepcopy(model), keep_io_types=True, op_block_list=[], node_block_list=list(kept)
+            copy.deepcopy(model),
+            min_positive_val=0.0,  # the library raises smaller weights to its limit, and cuts larger ones to 10,000
+            max_finite_val=LARGEST["fp16"],
+            keep_io_types=True,
+            op_block_list=[],
+            node_block_list=list(kept),
         )
     del twin.graph.value_info[:]  # the library gives those beside kept nodes the wrong type
     return twin

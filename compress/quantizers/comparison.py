@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import replace
@@ -21,9 +22,9 @@ from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
 from iekd.deploy.benchmark import measure_latency
 from iekd.deploy.graph_checks import float_layers, is_quantized, require_tensorrt_graph
-from iekd.deploy.openvino_format import has_quantized_layer
+from iekd.deploy.openvino_format import SUFFIX, has_quantized_layer, read_entries
 from iekd.deploy.results import Accuracy
-from iekd.errors import VerificationError, unknown_name
+from iekd.errors import IekdError, VerificationError, unknown_name
 from iekd.files import atomic_file
 
 _FLOAT = "float32"
@@ -196,6 +197,8 @@ class Comparison:
             for suffix in (".bin", path.suffix):
                 with atomic_file(output.with_suffix(suffix)) as temporary:
                     shutil.copyfile(path.with_suffix(suffix), temporary)
+            if output.suffix == ".onnx":
+                output.unlink(missing_ok=True)  # of an earlier call, in which another recipe won
             return output.with_suffix(path.suffix)
         model = onnx.load(str(path))
         if not is_quantized(model):
@@ -204,7 +207,17 @@ class Comparison:
             self.kept = (*self.kept, *(name for name in float_layers(model) if name not in self.kept))
         if self.scheme.tensorrt:
             require_tensorrt_graph(model, self.kept)
-        return precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
+        shipped = precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
+        _remove_earlier(output.with_suffix(SUFFIX), self.scheme.precision)
+        return shipped
+
+
+def _remove_earlier(own: Path, made: str) -> None:
+    """Remove what an earlier call made under the same name in OpenVINO's format; a file of the user's own stays."""
+    with contextlib.suppress(IekdError):  # not one of ours, or not to be read here
+        if own.is_file() and read_entries(own).get("precision") == made:
+            own.unlink()
+            own.with_suffix(".bin").unlink()
 
 
 def open_file(scheme: Scheme, path: Path, threads: int) -> Session:

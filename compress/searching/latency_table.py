@@ -33,6 +33,7 @@ from iekd.compress.targets import TARGETS
 from iekd.compress.variants import unreachable
 from iekd.deploy.backends import Array, Session
 from iekd.deploy.benchmark import measure_latency
+from iekd.deploy.conditions import warnings_of
 from iekd.deploy.export import sketch_onnx
 from iekd.deploy.fingerprint import fingerprint
 from iekd.errors import IekdError, InputError, VerificationError
@@ -48,8 +49,8 @@ RULES = 2
 """To be raised where figures are taken otherwise than before: those of earlier rules are measured again."""
 
 Entry = dict[str, Any]
-"""``{"latency": {precision: milliseconds}}``, with ``"left_out": {precision: why}`` where one cannot be had, or
-``{"refused": why}``."""
+"""``{"latency": {precision: milliseconds}}``, with ``"left_out": {precision: why}`` where one cannot be had, and
+``"busy": True`` where the machine did other work meanwhile; or ``{"refused": why}``."""
 
 
 class _LeftOutError(Exception):
@@ -85,15 +86,23 @@ class LatencyTable:
             key = self._key(candidate)
             found[candidate] = kept[key] if key in kept else self._measured_alone(key, candidate)
             progress(number + 1, f"{candidate.name}: {describe(found[candidate])}")
+        if busy := sum("busy" in entry for entry in found.values()):
+            self.note(
+                f"{busy} of {len(found)} latencies that rule candidates out were measured while this machine did other "
+                f"work; delete {self.path} to have them measured again."
+            )
         return found
 
     def _measured_alone(self, key: str, candidate: Candidate) -> Entry:
-        """A new entry, measured while nothing else is; or what another worker has found in the meantime."""
+        """A new entry, measured while nothing else of ours is; or what another worker has found in the meantime."""
         with one_measurement(self.note):
             if entry := self._read().get(key):
                 return entry
             entry = self._measure(candidate)
-            self._add(key, entry)
+            if (
+                "refused" not in entry or self.config.prune_goal != "latency"
+            ):  # by a clock it may go otherwise next time
+                self._add(key, entry)
             return entry
 
     def _key(self, candidate: Candidate) -> str:
@@ -154,7 +163,9 @@ class LatencyTable:
                 sessions[precision] = stack.enter_context(contextlib.closing(session))
             run = measure_latency(sessions, noise, folder=folder, seconds=SECONDS)
         latency = {precision: run.latency[precision].median.value for precision in sessions}
-        return {"latency": latency, **({"left_out": left_out} if left_out else {})}
+        conditions = [found.conditions for found in run.latency.values() if found.conditions is not None]
+        busy = {"busy": True} if any(warnings_of(found) for found in conditions) else {}
+        return {"latency": latency, **({"left_out": left_out} if left_out else {}), **busy}
 
     def _in_precision(self, precision: str, source: Path, noise: Array) -> Session:
         """The file in another precision, opened.
@@ -213,9 +224,16 @@ class LatencyTable:
 
 def machine_key(config: RunConfig) -> str:
     """Sixteen hexadecimal digits of what latencies on a target hang on: machine, threads, runtimes."""
-    found = fingerprint(threads(config)).model_dump(exclude={"memory_gib", "os", "python", "gpu_clocks"})
-    text = json.dumps([found, TARGETS[config.target].backend], sort_keys=True)
+    text = json.dumps([machine_facts(config), TARGETS[config.target].backend], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def machine_facts(config: RunConfig) -> dict[str, Any]:
+    """What :func:`machine_key` is made of, in words."""
+    found: dict[str, Any] = fingerprint(threads(config)).model_dump(
+        exclude={"memory_gib", "os", "python", "gpu_clocks"}
+    )
+    return found
 
 
 def describe(entry: Entry) -> str:

@@ -88,6 +88,8 @@ class Outcome(Record):
     front: list[Point]
     points: list[Point]
     too_slow: list[Estimate]
+    untried: list[Estimate] = Field(default=[])
+    """Within the limit by the table, and not trained, since ``--trials`` were spent."""
     refused: dict[str, str]
     """Candidates that cannot be used, and why."""
 
@@ -165,6 +167,7 @@ def judge(
     points: Sequence[Point],
     table: Mapping[Candidate, Entry],
     too_slow: Sequence[Candidate],
+    untried: Sequence[Candidate],
     refused: Mapping[str, str],
     *,
     config: RunConfig,
@@ -179,6 +182,7 @@ def judge(
         points: all files; where a network was trained fully its short recovery is left out.
         table: latencies of the untrained candidates.
         too_slow: those that the table has above the limit.
+        untried: those that it has within the limit and that the number of trials left out.
         refused: those that cannot be used, and why.
         config: the search's settings.
         limits: to keep.
@@ -198,12 +202,13 @@ def judge(
     trained = {_network(point) for point in points}
     slow = [_estimate(candidate, table[candidate]) for candidate in too_slow if candidate not in trained]
     slow.sort(key=_fastest)
-    nearest_estimate = slow[0] if slow and not fast else None
+    left = sorted((_estimate(candidate, table[candidate]) for candidate in untried), key=_fastest)
+    nearest_estimate = min([*left, *slow], key=_fastest, default=None) if not fast else None
     sentence = (
         _why(chosen, len(points), config.target, limits)
         if chosen
         else f"No file has {' and '.join(_asked(limits))}.{_fast_side(nearest_fast, nearest_estimate, points, limits)}"
-        f"{_accurate_side(nearest_accurate, points, limits)} Loosen a limit, or give other students or more epochs."
+        f"{_accurate_side(nearest_accurate, points, limits)} {_advice(len(left))}"
     )
     return Outcome(
         kept=chosen is not None,
@@ -220,8 +225,17 @@ def judge(
         front=pareto_front(points),
         points=sorted(points, key=lambda point: point.latency.value),
         too_slow=slow,
+        untried=left,
         refused=dict(refused),
     )
+
+
+def _advice(untried: int) -> str:
+    """What to do after a miss."""
+    if not untried:
+        return "Loosen a limit, or give other students or more epochs in another --out."
+    are = "candidate that may be fast enough was" if untried == 1 else "candidates that may be fast enough were"
+    return f"{untried} {are} not tried: raise --trials, or loosen a limit; other students or epochs want another --out."
 
 
 def _without_superseded(points: Sequence[Point]) -> list[Point]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -89,18 +90,20 @@ class Study:
 
         Args:
             open_candidates: those worth training; the others that Optuna suggests are told to be bad.
-            budget: trained candidates of the whole study, over all workers.
+            budget: trained candidates among the open ones, over all workers: what earlier limits had trained beside
+                them does not count.
             work: trains one; gives the JSON result to keep, and (retained accuracy, latency in ms) for the sampler.
             first: some of the open candidates, from which the sampler learns.
         """
+        worth = set(open_candidates)
         while True:
             self._free_abandoned()
-            taken = self.taken()
+            taken = self.taken() & worth
             left = [candidate for candidate in open_candidates if candidate not in taken]
             start = [candidate for candidate in first if candidate in left]
             if left and len(taken) < budget:
-                trial, candidate = self._ask(start[0]) if start else self._suggest(set(open_candidates), left)
-                before = self._before(trial)
+                trial, candidate = self._ask(start[0]) if start else self._suggest(worth, left)
+                before = self._before(trial) & worth
                 self._do(trial, candidate, work, mine=candidate not in before and len(before) < budget)
             elif not self._wait():
                 return
@@ -231,11 +234,24 @@ class Study:
             return
         kept = {**setting_defaults(), **kept}
         for key, value in json.loads(json.dumps(identity)).items():
-            if kept.get(key) != value:
+            if isinstance(value, dict):
+                _require_same_parts(name, key, kept.get(key, value), value)  # older searches do not say it
+            elif kept.get(key) != value:
                 raise InputError(
                     f"the search '{name}' was begun with another {key}: it was {kept.get(key)} and is {value}.",
                     "Give another --out, or the settings of that search.",
                 )
+
+
+def _require_same_parts(name: str, key: str, was: dict[str, Any], is_now: dict[str, Any]) -> None:
+    """Raise InputError naming each part that differs."""
+    parts = [part for part in {**was, **is_now} if was.get(part) != is_now.get(part)]
+    if parts:
+        told = "; ".join(f"{part} was {was.get(part)} and is {is_now.get(part)}" for part in parts)
+        raise InputError(
+            f"the search '{name}' was begun with another {key}: {told}.",
+            "Give another --out, or go on where that search began.",
+        )
 
 
 def _candidates(trials: Iterable[Any]) -> set[Candidate]:
@@ -261,9 +277,29 @@ def open_storage(url: str | None, folder: Path) -> Any:
 
     if url is None:
         make_folder(folder)
-        return JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+        journal = folder / "study.journal"
+        with _storage_errors(str(journal)):
+            cut_half_written(journal)
+            return JournalStorage(JournalFileBackend(str(journal)))
     with _storage_errors(f"--storage '{url.partition('://')[0]}://…'"):
         return RDBStorage(url)
+
+
+def cut_half_written(journal: Path) -> None:
+    """Drop what a full disk or a power cut left of the last record: nothing can be read behind it."""
+    from optuna.storages.journal import JournalFileSymlinkLock
+
+    if not journal.is_file():
+        return
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(journal, whole)
+    finally:
+        lock.release()
 
 
 def require_optuna() -> None:
@@ -288,6 +324,11 @@ class _storage_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
+        if isinstance(error, (ValueError, AssertionError, KeyError)):
+            raise RunFolderError(
+                f"{self.what} is damaged: it cannot be read as the record of a search.",
+                "Delete it and give the command again: finished runs in the folder are taken as they are.",
+            ) from error
         if isinstance(error, SQLAlchemyError | ImportError | ModuleNotFoundError):
             raise InputError(
                 f"{self.what} cannot be used ({type(error).__name__}).",

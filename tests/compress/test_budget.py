@@ -15,6 +15,7 @@ import onnx
 import pytest
 import tiny_networks
 import torch
+from report_samples import sample_report
 from safetensors.torch import load_file
 from small import settings
 from torch import nn
@@ -25,7 +26,7 @@ from iekd.compress.config import make_config
 from iekd.compress.data import load_data
 from iekd.compress.diagnose import diagnose
 from iekd.compress.diagnostics.finished_run import open_run
-from iekd.compress.make_report import kept_for_report
+from iekd.compress.make_report import kept_for_report, losses
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import make_plan
@@ -302,6 +303,21 @@ def test_a_target_on_a_board_ends_with_its_bundle(tmp_path: Path) -> None:
     assert json.loads((place / "limits.json").read_text())["max_latency_ms"] == pytest.approx(1e-6)
 
 
+@pytest.mark.parametrize(("correct", "limit", "told"), [(47, None, 1), (47, 0.1, 0), (50, None, 0)])
+def test_a_loss_on_the_validation_images_is_held_against_the_limit(
+    correct: int, limit: float | None, told: int
+) -> None:
+    """Training images decide, which the student has seen; the report must not be silent where they were too kind."""
+    report = sample_report()
+    exact = report.student
+    top1 = exact.accuracy.top1.model_copy(update={"value": exact.accuracy.top1.value * correct / 50})
+    int8 = exact.model_copy(update={"precision": "int8", "accuracy": exact.accuracy.model_copy(update={"top1": top1})})
+    models = {"teacher": report.teacher, "student": exact, "student-int8": int8}
+    notes = losses(make_config({"teacher": "t", "student": "s", "max_drop": limit}), models)
+    assert len(notes) == told
+    assert all("int8 loses" in note and "more than --max-drop 0.01" in note for note in notes)
+
+
 FP8_ON_ORIN = (
     r"jetson-orin has no fp8: its GPU is SM 8\.7, fp8 needs SM 8\.9 or later\.  Choose one of fp16, int8, bf16\."
 )
@@ -326,7 +342,12 @@ FP8_ON_ORIN = (
         ),
         ({"target": "jetson-orin", "precision": "fp8"}, InputError, f"^{FP8_ON_ORIN}$"),
         ({"target": "cpu", "precision": "fp8"}, InputError, "^cpu has no fp8"),
-        ({"target": "cpu", "precision": "fp16"}, InputError, "precision of cpu 'fp16'"),
+        (
+            {"target": "cpu", "precision": "fp16"},
+            InputError,
+            r"^cpu has no fp16\.  Choose one of fp32, best, int8; fp16 is for cuda, tensorrt, jetson-orin,",
+        ),
+        ({"target": "openvino", "precision": "bf16"}, InputError, "openvino has no bf16.*int8; bf16 is for tensorrt"),
         ({"precision": "int4"}, InputError, "unknown --precision 'int4'"),
         ({"target": "tensorrt"}, EnvironmentMissingError, "TensorRT"),
         ({"target": "cpuu"}, InputError, "unknown --target 'cpuu'"),

@@ -119,6 +119,23 @@ def test_openvino_s_own_format_carries_the_metadata(exported: Path, tmp_path: Pa
     assert "FakeQuantize" in result.file.read_text()
 
 
+@pytest.mark.skipif("openvino" not in BACKENDS, reason="this version has no OpenVINO backend")
+def test_what_an_earlier_call_made_in_the_other_format_does_not_stay(exported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nncf", reason="needs the extra `quantize`")
+
+    def names(recipe: str, output: str = "q.onnx") -> list[str]:
+        settings = QuantizeSettings(**{**FAST.__dict__, "recipes": (recipe,), "calibration_images": 8})
+        quantize(exported, tmp_path / output, scheme="int8-openvino", settings=settings, **given(exported))  # type: ignore[arg-type]
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    assert names("nncf") == ["q.bin", "q.xml"]
+    assert names("ort-u8s7") == ["q.onnx"]
+    assert names("nncf") == ["q.bin", "q.xml"]
+    for name in ("own.xml", "own.bin"):
+        (tmp_path / name).write_text("of the user's own")
+    assert names("ort-u8s7", "own.onnx") == ["own.bin", "own.onnx", "own.xml", "q.bin", "q.xml"]
+
+
 def test_dear_layers_stay_in_float_until_the_limit_holds(tmp_path: Path) -> None:
     source = write(tmp_path / "loud.onnx", loud_channel(1000.0))
     settings = QuantizeSettings(**{**FEW.__dict__, "methods": ("minmax",)})

@@ -33,7 +33,7 @@ from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.study import Study, open_storage
 from iekd.deploy import fingerprint, machine
 from iekd.deploy.results import Interval
-from iekd.errors import InputError
+from iekd.errors import InputError, RunFolderError
 from iekd.models.registry import count_macs
 
 pytest.importorskip("optuna", reason="needs the extra `search`")
@@ -281,6 +281,35 @@ def test_latencies_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert measured == [candidates[1], candidates[0]]
 
 
+def test_what_a_busy_machine_said_is_told_with_the_way_to_new_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tiny(tmp_path, student="any"))
+    entries = [{"latency": {"fp32": 1.0}}, {"latency": {"fp32": 2.0}, "busy": True}]
+    monkeypatch.setattr(LatencyTable, "_measure", lambda *_: entries.pop())
+    for _ in range(2):
+        notes: list[str] = []
+        table = LatencyTable(config, 10, notes.append)
+        table.look_up([Candidate("tiny_networks:student", 0.0, size) for size in (16, 24)])
+        (told,) = notes
+        assert told.startswith("1 of 2 latencies")
+        assert str(table.path) in told
+
+
+def test_a_refusal_by_the_clock_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def refuse(table: LatencyTable, _: Candidate) -> dict[str, Any]:
+        asked.append(table.config.prune_goal)
+        return {"refused": "no cut is so fast"}
+
+    monkeypatch.setattr(LatencyTable, "_measure", refuse)
+    for goal in ("latency", "latency", "macs", "macs"):
+        config = make_config(tiny(tmp_path, student="any", prune_goal=goal))
+        LatencyTable(config, 10).look_up([Candidate("tiny_networks:student", 0.5, 16)])
+    assert asked == ["latency", "latency", "macs"]
+
+
 def test_a_machine_s_key_hangs_on_what_it_is_and_not_on_the_moment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,15 +335,39 @@ def test_a_slower_precision_is_not_the_nearest_for_lucky_rounding(latency: float
     points = [point(0.95, 1.0), point(0.951, latency, precision="int8"), point(0.9, 0.5, "b", precision="int8")]
     config = make_config({"teacher": "t", "student": "s"})
     limits = Limits(max_latency_ms=None, min_retained=0.99)
-    found = judge(points, {}, [], {}, config=config, limits=limits, teacher_accuracy=0.9)
+    found = judge(points, {}, [], [], {}, config=config, limits=limits, teacher_accuracy=0.9)
     assert found.nearest_fast is not None
     assert found.nearest_fast.precision == nearest
     assert f"The most accurate: a, 16 pixels, {nearest}" in found.sentence
     enough = judge(
-        points, {}, [], {}, config=config, limits=Limits(max_latency_ms=2.0, min_retained=None), teacher_accuracy=0.9
+        points,
+        {},
+        [],
+        [],
+        {},
+        config=config,
+        limits=Limits(max_latency_ms=2.0, min_retained=None),
+        teacher_accuracy=0.9,
     )
     assert enough.chosen is not None
     assert enough.chosen.precision == nearest
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "Loosen a limit"), (1, "1 candidate that may be"), (2, "2 candidates that may be")]
+)
+def test_a_miss_tells_of_what_was_not_tried(count: int, words: str) -> None:
+    config = make_config({"teacher": "t", "student": "s"})
+    left = [Candidate("b", 0.5, 16), Candidate("c", 0.5, 16)][:count]
+    table: Any = {one: {"latency": {"fp32": 0.4 + number}} for number, one in enumerate(left)}
+    limits = Limits(max_latency_ms=0.5, min_retained=0.5)
+    found = judge([point(0.9, 1.0)], table, [], left, {}, config=config, limits=limits, teacher_accuracy=0.9)
+    assert words in found.sentence
+    assert ("raise --trials" in found.sentence) == bool(left)
+    assert len(found.untried) == count
+    if left:
+        assert found.nearest_estimate == found.untried[0]
+        assert "the fastest: b, 50% pruned, 16 pixels, 0.4 ms untrained" in found.sentence
 
 
 def test_the_front_the_winners_and_the_choice() -> None:
@@ -325,7 +378,7 @@ def test_the_front_the_winners_and_the_choice() -> None:
     config = make_config({"teacher": "t", "student": "s"})
 
     def found(limits: Limits, given: list[Point]) -> Any:
-        return judge(given, {}, [], {}, config=config, limits=limits, teacher_accuracy=0.9)
+        return judge(given, {}, [], [], {}, config=config, limits=limits, teacher_accuracy=0.9)
 
     assert found(limits, points).chosen.student == "c"
     assert found(Limits(max_latency_ms=1.7, min_retained=None), points).chosen.student == "a"
@@ -357,7 +410,7 @@ def test_one_sentence_explains_the_choice(limits: tuple[float | None, float | No
     config = make_config({"teacher": "t", "student": "s", "target": target})
     asked = Limits(max_latency_ms=limits[0], min_retained=limits[1])
     points = [point(0.9, 1.0), point(0.99, 2.0, "c")]
-    sentence = judge(points, {}, [], {}, config=config, limits=asked, teacher_accuracy=0.9).sentence
+    sentence = judge(points, {}, [], [], {}, config=config, limits=asked, teacher_accuracy=0.9).sentence
     assert re.findall(r"[.!?](?=\s|$)", sentence) == ["."]
     for words in ("c, 16 pixels, fp32", "of 2 measured files", "99.0%", "2 ms"):
         assert words in sentence
@@ -404,6 +457,47 @@ def test_what_is_not_worth_training_is_not_trained(tmp_path: Path) -> None:
     study.explore(worth, 3, work)
     assert trained == worth
     assert study.refused() == {worth[0].name: "cannot be had"}
+
+
+def test_what_earlier_limits_had_trained_does_not_count_under_others(tmp_path: Path) -> None:
+    study = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
+    trained: list[Candidate] = []
+
+    def work(candidate: Candidate) -> Any:
+        trained.append(candidate)
+        return {"points": []}, (0.5, 1.0)
+
+    wide, narrow = SPACE.candidates(), SPACE.candidates()[-1:]
+    study.explore(wide, 2, work, wide[:2])
+    study.explore(narrow, 1, work)
+    assert trained == [*wide[:2], *narrow]
+    study.explore(wide, 3, work)
+    assert len(trained) == 3, "the three of them are within these limits"
+
+
+def test_a_journal_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    def work(candidate: Candidate) -> Any:
+        return {"points": [], "name": candidate.name}, (0.5, 1.0)
+
+    journal = tmp_path / "study.journal"
+    Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0).explore(SPACE.candidates(), 2, work)
+    journal.write_bytes(journal.read_bytes()[:-15])
+    Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0).explore(SPACE.candidates(), 4, work)
+    study = Study("s", open_storage(None, tmp_path), SPACE, {}, seed=0)
+    assert {result["name"] for result in study.results()} == {one.name for one in SPACE.candidates()}
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], b"{half\n", *lines[2:]]))
+    with pytest.raises(RunFolderError, match=r"study\.journal is damaged.*Delete it"):
+        open_storage(None, tmp_path)
+
+
+def test_a_machine_that_differs_is_told_by_what_differs(tmp_path: Path) -> None:
+    def begin(**facts: str) -> None:
+        Study("s", open_storage(None, tmp_path), SPACE, {"machine": facts, "key": str(facts)}, seed=0)
+
+    begin(device="a", **{"packages timm": "1.0"})
+    with pytest.raises(InputError, match=r"another machine: packages timm was 1\.0 and is 1\.1\."):
+        begin(device="a", **{"packages timm": "1.1"})
 
 
 def test_a_search_begins_with_networks_spread_over_the_latencies(tmp_path: Path) -> None:

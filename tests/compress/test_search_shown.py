@@ -25,7 +25,7 @@ def test_a_latency_s_warnings_reach_the_page_and_the_summary() -> None:
     assert points[0].warnings == [DISTURBED]
     config = make_config({"teacher": "t", "student": "s"})
     limits = Limits(max_latency_ms=None, min_retained=0.01)
-    outcome = judge(points, {}, [], {}, config=config, limits=limits, teacher_accuracy=0.9)
+    outcome = judge(points, {}, [], [], {}, config=config, limits=limits, teacher_accuracy=0.9)
     page, screen = render(outcome.model_dump()), io.StringIO()
     _print(Console(file=screen, width=200), outcome)
     file = f"full/a/{report.student.file}"
@@ -42,7 +42,7 @@ def test_the_front_has_the_same_numbers_in_the_picture_the_table_and_the_summary
         latency = Interval(value=milliseconds, low=milliseconds, high=milliseconds)
         points.append(point.model_copy(update={"retained": retained, "latency": latency}))
     config, limits = make_config({"teacher": "t", "student": "s"}), Limits(max_latency_ms=None, min_retained=0.01)
-    outcome = judge(points, {}, [], {}, config=config, limits=limits, teacher_accuracy=0.9)
+    outcome = judge(points, {}, [], [], {}, config=config, limits=limits, teacher_accuracy=0.9)
     page, screen = render(outcome.model_dump()), io.StringIO()
     _print(Console(file=screen, width=200), outcome)
     for number, student in ((1, "net1"), (2, "net0"), ("", "net2")):

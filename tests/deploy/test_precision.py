@@ -69,6 +69,32 @@ def test_what_overflows_stays_in_float32(tmp_path: Path) -> None:
     assert precision.cast_onnx(source, tmp_path / "b.onnx", precision="bf16", images=images(8)).kept_float == ()
 
 
+def test_large_and_small_weights_are_rounded_and_not_cut(tmp_path: Path) -> None:
+    """The library's own limits are 10,000 and 1e-7, which it puts in the place of what lies beyond."""
+
+    def spread(network: Residual) -> None:
+        network.stem.weight[0] = 0
+        network.stem.weight[0, 0, 1, 1] = 11_000
+        network.stem.weight[1] *= 1e-8 / network.stem.weight[1].abs().max()
+        network.expand.weight[:, 0] /= 1e5
+        network.last.weight[:, 0] /= 1e5
+
+    source = write(tmp_path / "spread.onnx", spread)
+    result = precision.cast_onnx(source, tmp_path / "cast.onnx", precision="fp16", images=images(8))
+    exact, cast = (
+        {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(str(file)).graph.initializer}
+        for file in (
+            source,
+            precision.cast_onnx(source, tmp_path / "all.onnx", precision="fp16", images=images(8), force=True).file,
+        )
+    )
+    assert result.file.is_file()
+    weights = {name for name, value in exact.items() if value.dtype == np.float32}
+    assert max(np.abs(exact[name]).max() for name in weights) == 11_000
+    for name in weights:
+        assert np.array_equal(cast[name], exact[name].astype(np.float16)), name
+
+
 def test_without_the_check_it_overflows_and_nothing_is_written(tmp_path: Path) -> None:
     source = write(tmp_path / "loud.onnx", overflowing)
     with pytest.raises(VerificationError, match=r"overflows in fp16: \d+ of 64 images.*bf16"):
