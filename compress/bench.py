@@ -15,7 +15,7 @@ from rich.table import Table
 from iekd.compress import bench_tables
 from iekd.compress.board import config_of
 from iekd.compress.data import ImageData, load_data
-from iekd.compress.job import open_data
+from iekd.compress.job import reopen_data
 from iekd.compress.targets import TARGETS
 from iekd.compress.views import plain_arrays
 from iekd.deploy.accuracy import measure_accuracy
@@ -64,6 +64,7 @@ def bench_files(
     *,
     data: str | None,
     val_fraction: float | None,
+    skip_bad_images: bool = False,
     batch: int,
     seconds: float,
     threads: int | None,
@@ -90,11 +91,11 @@ def bench_files(
     if modes.repeat and len(paths) != 2:
         raise InputError(f"--repeat measures the ratio of two files, not of {len(paths)}.", "Give two.")
     cores = threads or len(os.sched_getaffinity(0))
-    if data is None and val_fraction is None and config:
-        data, images = config.data, open_data(config)
+    if data is None and val_fraction is None and not skip_bad_images and config:
+        data, images = config.data, reopen_data(config, "Add --data with a folder of such images.")
     else:
         data = data or (config.data if config else "digits")
-        images = load_data(data, val_fraction=val_fraction)
+        images = load_data(data, val_fraction=val_fraction, skip_bad_images=skip_bad_images)
     largest = max(batch, MULTI_STREAM_SAMPLES if modes.publishable else 1)
     with contextlib.ExitStack() as stack:
         opened: dict[str, _Opened] = {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.data import ImageData
-from iekd.compress.job import open_data
+from iekd.compress.job import reopen_data
 from iekd.compress.variants import read_variants
 from iekd.deploy.backends import get_backend
 from iekd.deploy.bundle import write_bundle
@@ -42,7 +42,7 @@ def bundle_run(run: Path, output: Path, *, images: int = 300, data: ImageData | 
     config = config_of(report)
     models = student_files(run)
     refuse_output_file(output, *models.values(), run / "teacher.onnx", run / "report.json")
-    data = data or open_data(config)
+    data = data or reopen_data(config, "Call iekd.compress.board.bundle_run(run, output, data=...) from Python.")
     about = read_metadata(next(iter(models.values())))
     pixels, labels = _some(data, about.preprocessing, images)
     limit = report.verdict.min_retained * _accuracy(run / "teacher.onnx", pixels, labels)

@@ -103,7 +103,10 @@ def wrap_datasets(train: Any, val: Any, classes: Sequence[str] | None = None) ->
     """
     sources = MappedSource(train, "train"), MappedSource(val, "val")
     count = int(max(source.targets.max() for source in sources)) + 1
-    names = tuple(classes or _own_names(train, val) or (str(number) for number in range(count)))
+    named = _own_names(train, val) if classes is None else [str(name) for name in classes]
+    names = tuple(named or (str(number) for number in range(count)))
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"two classes are called '{twice[0]}'.", "Give each a name of its own.")
     if len(names) < count:
         raise InputError(f"there are labels up to {count - 1} but {len(names)} class names.", "Name every class.")
     raw = RawData(type(train).__name__, names, *sources)

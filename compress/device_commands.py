@@ -29,6 +29,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
         ),
         data: Annotated[str | None, typer.Option(help="Images to calibrate on, as for the main job.")] = None,
         val_fraction: Annotated[float | None, typer.Option(help="As for the main job.")] = None,
+        skip_bad_images: Annotated[bool, typer.Option("--skip-bad-images", help="As for the main job.")] = False,
         output: Annotated[
             Path | None, typer.Option("--output", "-o", help="Copy the engine and its manifest there.")
         ] = None,
@@ -82,6 +83,7 @@ def add_commands(app: typer.Typer, out: Console) -> None:
                 settings,
                 data=data,
                 val_fraction=val_fraction,
+                skip_bad_images=skip_bad_images,
                 folder=model.parent,
                 progress=lambda share, phase: status.update(f"building {share:.0%}  {phase}"),
                 log=out.print if debug else None,

@@ -20,7 +20,7 @@ from iekd.compress.diagnostics.finished_run import FinishedRun, Split, open_run
 from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import BATCH, accuracy_under_noise
 from iekd.compress.distill import Teacher, tap_teacher
-from iekd.compress.job import open_data
+from iekd.compress.job import reopen_data
 from iekd.compress.objectives.catalogue import reads_maps
 from iekd.deploy.report import read_report, write_report
 from iekd.deploy.results import Diagnosis, NoiseCurve, NoiseLevel, PartDiagnosis, TapDiagnosis
@@ -73,7 +73,7 @@ def diagnose(
     other = None if against is None else open_run(against)
     if other is not None and other.data_digest != own.data_digest:
         raise InputError(f"{against} was made from other data than {run}.", "Compare runs on the same data and split.")
-    data = data or open_data(own.config)
+    data = data or reopen_data(own.config, "Call iekd.compress.diagnose.diagnose(run, data=...) from Python.")
     if data.digest != own.data_digest:
         raise RunFolderError(f"{run} was made from other data: what it was made from has changed since.")
     count = min(images, len(data.val))
@@ -133,7 +133,7 @@ def _measure(
     made["student"].network.to(device)
     curves = [NoiseCurve(name="student", levels=_noise(made["student"].network, images, levels, seeds))]
     if other is not None:
-        rival = other.artefact("student")
+        rival = other.artefact("student", own=False)
         seen = _images(data, rival.preprocessing, count)
         name = f"student of {other.folder.resolve().name}"
         curves.append(NoiseCurve(name=name, levels=_noise(rival.network.to(device), seen, levels, seeds)))

@@ -64,6 +64,7 @@ def build_engines(
     data: str | None,
     folder: Path,
     val_fraction: float | None = None,
+    skip_bad_images: bool = False,
     progress: Progress | None = None,
     log: Any = None,
     tell: Callable[[str], None] = lambda _line: None,
@@ -77,6 +78,7 @@ def build_engines(
         data: images as ``--data`` names them; every precision but fp32 needs them.
         folder: for the ONNX files in other precisions.
         val_fraction: share of the images kept for validation, where they are one tree.
+        skip_bad_images: leave out those that cannot be read.
         progress: called with the share of the present build that is done, and its phase.
         log: called with each line of TensorRT's log.
         tell: with ``best``, called with each precision that is left out, and why.
@@ -94,7 +96,7 @@ def build_engines(
     get_backend("tensorrt").require()
     if precision == "fp32":
         return [Choice("fp32", model, build(model, settings, progress=progress, log=log))]
-    images = _images(data, val_fraction)
+    images = _images(data, val_fraction, skip_bad_images)
     make = functools.partial(build, settings=settings, progress=progress, log=log)
     if precision == "best":
         return _best(model, images, folder, make, tell)
@@ -205,12 +207,12 @@ def _value(choice: Choice) -> float:
     return choice.accuracy or 0.0
 
 
-def _images(data: str | None, val_fraction: float | None) -> ImageData:
+def _images(data: str | None, val_fraction: float | None, skip_bad_images: bool) -> ImageData:
     if data is None:
         raise InputError(
             "another precision than fp32 needs images to calibrate on.", "Add --data, as for the main job."
         )
-    return load_data(data, val_fraction=val_fraction)
+    return load_data(data, val_fraction=val_fraction, skip_bad_images=skip_bad_images)
 
 
 def some_arrays(source: Any, model: Path, count: int) -> tuple[Any, Any]:

@@ -36,6 +36,7 @@ def quantize_file(
     max_drop: float,
     calibration_images: int | None = None,
     val_fraction: float | None = None,
+    skip_bad_images: bool = False,
     seed: int = 0,
 ) -> str:
     """Write ``model`` in another precision; returns what to tell the user.
@@ -48,6 +49,7 @@ def quantize_file(
         output: the file to write.
         data: images, as for the main job.
         val_fraction: share of them kept for validation, where they are one tree; likewise.
+        skip_bad_images: leave out those that cannot be read; likewise.
         precision: as the target has it.
         target: what the file is for.
         max_drop: most accuracy that may be lost, 0..1; layers stay in float until it holds.
@@ -64,7 +66,7 @@ def quantize_file(
     scheme = scheme_of(precision, target)
     refuse_openvino(model, "quantisation", FLOAT_INSTEAD)
     refuse_quantized(output, model)
-    images = load_data(data, val_fraction=val_fraction)
+    images = load_data(data, val_fraction=val_fraction, skip_bad_images=skip_bad_images)
     about = read_metadata(model)
     if about.classes != images.classes:
         raise InputError(f"{model} was not made for the classes of {data}.", "Give --data that it was made for.")

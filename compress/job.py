@@ -20,7 +20,7 @@ from iekd.compress.data import ImageData, load_data
 from iekd.compress.observer import Observer
 from iekd.compress.views import Sample, ViewDataset, auto_workers, plain_loader, train_loader
 from iekd.deploy import machine, probe
-from iekd.errors import EnvironmentMissingError
+from iekd.errors import EnvironmentMissingError, InputError
 from iekd.models.preprocessing import Preprocessing
 
 
@@ -150,6 +150,21 @@ def emulation(accelerator: Accelerator) -> str | None:
         "This processor has no instructions for BF16: it emulates them, which was 5 to 14 times slower than float32 "
         "where it was measured.  Leave --mixed-precision out to train in float32."
     )
+
+
+def reopen_data(config: RunConfig, otherwise: str) -> ImageData:
+    """The data set of a finished run.
+
+    Args:
+        config: of the run.
+        otherwise: what to do where the run was given a Python object, which no name opens.
+    """
+    try:
+        return open_data(config)
+    except InputError as error:
+        if not error.message.startswith("unknown data set"):
+            raise
+        raise InputError(f"the data of this run, {config.data}, was given as a Python object.", otherwise) from error
 
 
 def open_data(config: RunConfig) -> ImageData:

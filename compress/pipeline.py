@@ -18,6 +18,7 @@ from iekd.compress.data import ImageData
 from iekd.compress.distill import distill, load_teacher
 from iekd.compress.engine_stage import FOLDER as ENGINES
 from iekd.compress.engine_stage import build_run_engines, engines_fit
+from iekd.compress.given import networks_given
 from iekd.compress.job import Job, emulation, make_accelerator, open_data
 from iekd.compress.make_report import make_report
 from iekd.compress.measure import benchmark, export_models, require_backend
@@ -102,7 +103,8 @@ def run_stages(
     if slow := emulation(accelerator):
         observer.note(slow)
     images = open_data(config) if isinstance(data, str) else data
-    identity = {"data": images.digest, **reading_of(config.objective)}
+    networks = networks_given(config, teacher, student)
+    identity = {"data": images.digest, "networks": networks, **reading_of(config.objective)}
     with RunFolder.open(config, identity, observer, accelerator) as folder:
         plan = _plan(folder, config, images, teacher, student, observer)
         config = plan.settle(config)

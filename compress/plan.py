@@ -18,6 +18,7 @@ from iekd.compress.observer import Observer
 from iekd.compress.precisions import left_out
 from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
 from iekd.compress.unread import unread_note
+from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import member_names
 from iekd.models.preprocessing import Preprocessing
@@ -76,7 +77,9 @@ def make_plan(
     classes = len(data.classes)
     teacher_origin, teacher_why = decide_weights(teacher, config.teacher_weights, classes, size)
     student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
+    teacher_epochs = _teacher_epochs(config, teacher_origin)
     notes = (
+        *_normalisation_notes(teacher_origin, teacher_epochs, base),
         *_scratch_notes({"teacher": teacher_why, "student": student_why}),
         *_label_notes(config),
         *unread_note(config),
@@ -92,11 +95,22 @@ def make_plan(
         augmentation=augmentation,
         teacher_origin=teacher_origin,
         student_origin=student_origin,
-        teacher_epochs=_teacher_epochs(config, teacher_origin),
+        teacher_epochs=teacher_epochs,
         epochs=config.epochs or STUDENT_EPOCHS,
         teacher_lr=config.teacher_lr or (SCRATCH_LR if teacher_origin == "scratch" else PRETRAINED_LR),
         lr=config.lr or (SCRATCH_LR if student_origin == "scratch" else PRETRAINED_LR),
         notes=notes,
+    )
+
+
+def _normalisation_notes(origin: str, epochs: int, base: Preprocessing) -> tuple[str, ...]:
+    """A teacher that is taken as trained answers rightly for images that are normalised as it knows them."""
+    if origin not in ("object", "file") or epochs:
+        return ()
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in (base.mean, base.std))
+    return (
+        f"The teacher is taken as trained, on images of mean ({mean}) and standard deviation ({std}): where it knows "
+        "others, let the network do its own normalisation first.",
     )
 
 
@@ -148,6 +162,7 @@ def is_given_artefact(given: str | nn.Module) -> bool:
 def _base_preprocessing(given: str | nn.Module) -> Preprocessing:
     """Normalisation that the teacher was made for; ImageNet's where it is not known."""
     if isinstance(given, str):
+        _refuse_other_images([name for name in member_names(given) if is_artefact(name)])
         given = member_names(given)[0]
         if is_artefact(given):
             return Preprocessing.from_json(json.dumps(read_description(Path(given))["preprocessing"]))
@@ -156,6 +171,18 @@ def _base_preprocessing(given: str | nn.Module) -> Preprocessing:
         if architecture.kind == "timm" and config is not None:
             return Preprocessing(size=config.input_size[-1], mean=_triple(config.mean), std=_triple(config.std))
     return Preprocessing(size=224)
+
+
+def _refuse_other_images(artefacts: list[str]) -> None:
+    """Raise InputError where members of an ensemble were trained on images of other sizes or normalisations."""
+    known = [read_description(Path(folder))["preprocessing"] for folder in artefacts]
+    for folder, other in zip(artefacts[1:], known[1:], strict=True):
+        if differs := [name for name in other if other[name] != known[0].get(name)]:
+            name = differs[0]
+            raise InputError(
+                f"{folder} was trained on images of {name} {other[name]}, {artefacts[0]} on {known[0].get(name)}.",
+                "Name teachers of the same images, or train them together: --teacher NAME,NAME.",
+            )
 
 
 def _triple(values: Sequence[float]) -> Triple:

@@ -92,11 +92,17 @@ def refuse_quantized(output: Path, *sources: Path) -> None:
         sources: files that are read.
 
     Raises:
-        InputError: a file that would be written is a folder, below a file, or a source.
+        InputError: not an .onnx file, or one that would be written is a folder, below a file, or a source.
     """
     refuse_output_file(output, *sources)
     for suffix in (".xml", ".bin"):
         refuse_output_file(output.with_suffix(suffix), *sources)
+    if output.suffix.lower() != ".onnx":
+        raise InputError(
+            f"{output} is not the name of an ONNX file.",
+            f"Give {output.with_suffix('.onnx').name}; what OpenVINO's own format serves better becomes "
+            f"{output.with_suffix('.xml').name}.",
+        )
 
 
 def open_pair(source: Path, made: Path, scheme: str) -> tuple[Session, Session]:

@@ -191,6 +191,10 @@ def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict
     return state
 
 
+_NEWER = ("networks",)
+"""Of the identity, what runs of older versions do not say."""
+
+
 def _nothing_made(path: Path, state: dict[str, Any]) -> bool:
     """Did the run end before it trained anything, so that a corrected command may take its place?"""
     return state["stages"].keys() <= {"plan"} and not (path / "checkpoints").exists()
@@ -221,8 +225,9 @@ def _refuse_other_config(path: Path, state: dict[str, Any], settings: dict[str, 
             f"{path} holds a run of another configuration: {changes}.",
             "Give another --out, or the settings of that run.",
         )
+    made_from = {**{key: identity[key] for key in _NEWER if key in identity}, **state["identity"]}
     for key, value in identity.items():
-        if state["identity"].get(key) != value:
+        if made_from.get(key) != value:
             raise RunFolderError(
                 f"{path} holds a run of other {key}: what it was made from has changed since.", "Give another --out."
             )

@@ -12,7 +12,15 @@ from iekd.compress.job import Job
 from iekd.compress.shared import shared_facts
 from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
 from iekd.errors import EnvironmentMissingError, InputError
-from iekd.models.checkpoint import Artefact, load_artefact, load_state, read_description, read_weights, save_artefact
+from iekd.models.checkpoint import (
+    Artefact,
+    load_artefact,
+    load_state,
+    own_copy,
+    read_description,
+    read_weights,
+    save_artefact,
+)
 from iekd.models.ensemble import Ensemble, member_names
 from iekd.models.hub import load_pretrained
 from iekd.models.registry import Architecture, build, check_classes, ensemble_of, is_artefact, resolve
@@ -86,6 +94,8 @@ def first_network(
 ) -> tuple[nn.Module, Architecture]:
     """The network to start from, by the origin decided before; fresh weights follow from the seed.
 
+    One that was given as an object is copied: a run leaves its caller's networks as they are.
+
     Raises:
         InputError: weights of another architecture or class count, or a model that does not fit the data.
     """
@@ -93,7 +103,7 @@ def first_network(
     seed_everything(job.config.seed, f"{name}-init", 0)
     if isinstance(given, nn.Module):
         check_classes(given, type(given).__name__, classes, size)
-        return given, Architecture("object", f"{type(given).__module__}.{type(given).__qualname__}")
+        return own_copy(given), Architecture("object", f"{type(given).__module__}.{type(given).__qualname__}")
     parts = member_names(given)
     if len(parts) > 1:
         members = [first_network(part, origin, weights, job, f"{name}{at}") for at, part in enumerate(parts)]

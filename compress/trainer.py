@@ -278,8 +278,14 @@ def _resume(path: Path, task: nn.Module, optimizer: Any, accelerator: Accelerato
         accelerator.scaler.load_state_dict(known)
     if not state:
         return History()
-    task.load_state_dict(state["task"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        task.load_state_dict(state["task"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        raise RunFolderError(
+            f"checkpoint {path} is of another training than this one: it was left by another version.",
+            "Delete it: this training begins anew.",
+        ) from error
     return History(json.loads(state["history"]))
 
 

@@ -7,8 +7,8 @@ from iekd.compress.objectives.catalogue import OBJECTIVES, Entry, is_mutual
 
 _LIFT = ("inherit_weight", "explore_weight", "explore_margin", "explore_form", "inherit_fraction", "split")
 _TRANSFERS = ("factor_epochs", "factor_channels", "hidden_channels")
-_FROM_A_FINISHED_TEACHER = ("teacher_epochs", "views", "factor_epochs")
-"""Of what is learned, or kept, before the student trains: mutual learning has no such time."""
+_FROM_A_FINISHED_TEACHER = ("teacher_epochs", "factor_epochs")
+"""Of what is learned before the student trains: mutual learning has no such time."""
 _OF_TERMS = ("kd_weight", "temperature", "logit_options", "transfer_weight", *_LIFT, *_TRANSFERS, "mutual_transfer")
 
 
@@ -24,8 +24,14 @@ def unread_settings(config: RunConfig) -> tuple[str, ...]:
         read -= set(_FROM_A_FINISHED_TEACHER)
         possible = tuple(dict.fromkeys((*_OF_TERMS, *_FROM_A_FINISHED_TEACHER)))
     defaults = setting_defaults()
-    # 0 epochs are what a settled configuration says of a teacher that is not trained before
-    return tuple(name for name in possible if name not in read and getattr(config, name) not in (defaults[name], 0))
+    defaults |= {"teacher_epochs": (None, 0)}  # a settled configuration says 0 of a teacher that is not trained before
+    return tuple(
+        name for name in possible if name not in read and not _is_default(getattr(config, name), defaults[name])
+    )
+
+
+def _is_default(value: object, default: object) -> bool:
+    return value in default if isinstance(default, tuple) else value == default
 
 
 def unread_note(config: RunConfig) -> tuple[str, ...]:

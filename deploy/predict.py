@@ -31,7 +31,7 @@ def predict(model: Path, images: Sequence[Path], *, backend: str | None = None) 
         try:
             with Image.open(path) as image:
                 pixels = metadata.preprocessing(image)
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError) as error:
             raise InputError(f"cannot read the image {path} ({error}).", "Give a JPEG or PNG file.") from error
         logits = session.run(pixels[None])[0].astype(np.float64)
         shares = np.exp(logits - logits.max())

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from iekd.models.registry import Architecture, build
 
 FORMAT = 2
 """2: the architecture of a pruned network names its widths; a reader of format 1 would not build them."""
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
 _WEIGHTS = "model.safetensors"
 _DESCRIPTION = "model.json"
 
@@ -143,13 +146,27 @@ def read_description(folder: Path) -> dict[str, Any]:
     return description
 
 
+def own_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network that belongs to somebody else.
+
+    Raises:
+        InputError: it holds what cannot be copied.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise InputError(
+            f"{type(network).__name__} cannot be copied ({' '.join(str(error).split())[:120]}).",
+            "Give it as package.module:function, or without what cannot be copied, such as kept outputs.",
+        ) from error
+
+
 def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
     """Read an artefact back, exactly.
 
     Args:
         folder: where :func:`save_artefact` wrote it.
-        network: the network to load into, for those that no file can rebuild; one that was pruned is loaded into a
-            copy of it, so that the caller's own keeps its widths.
+        network: the network to load into a copy of, for those that no file can rebuild.
 
     Raises:
         InputError: not an artefact, damaged, of a newer version, or not of this network.
@@ -163,8 +180,8 @@ def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
         raise InputError(f"{weights} is missing or damaged: its SHA-256 does not fit model.json.", "Make it again.")
     if network is None:
         network = build(architecture, len(classes), preprocessing.size)
-    elif architecture.pruned:
-        network = copy.deepcopy(network)
+    else:
+        network = own_copy(network)
         apply_changes(network, architecture.pruned)
     load_state(network, load_file(weights), str(folder))
     return Artefact(network, architecture, classes, preprocessing, description["facts"])
@@ -180,17 +197,27 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except FileNotFoundError as error:
         raise InputError(f"no weights at {file}.", "Check the path.") from error
+    except pickle.UnpicklingError as error:
+        kind = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise InputError(
+            f"cannot read weights from {file}: it holds objects beside tensors{f' ({kind[1]})' if kind else ''}.",
+            "Save the state dict alone: torch.save(network.state_dict(), FILE).",
+        ) from error
     except Exception as error:
         raise InputError(
             f"cannot read weights from {file}: {str(error).splitlines()[0]}",
             "Give a .safetensors file, or a .pth with a plain state dict.",
         ) from error
-    for key in ("state_dict", "model_state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    tensors = {str(name).removeprefix("module."): value for name, value in state.items() if isinstance(value, Tensor)}
+    if not isinstance(state, dict):
+        raise InputError(f"{file} holds a {type(state).__name__} and no weights by name.", "Save state_dict().")
+    tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
     if not tensors:
-        raise InputError(f"{file} holds no weights.", "Give a state dict.")
+        keys = ", ".join(map(str, list(state)[:6]))
+        raise InputError(f"{file} holds no weights; its keys are: {keys}.", "Save the state_dict() alone.")
     return tensors
 
 
@@ -207,6 +234,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor], source: str, *, ada
         InputError: names or shapes differ, saying which.
     """
     own = network.state_dict()
+    state = _unwrapped(state, own)
     missing, foreign = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or foreign:
         example = f"lacks {missing[0]}" if missing else f"has {foreign[0]}"
@@ -232,6 +260,15 @@ def load_state(network: nn.Module, state: dict[str, Tensor], source: str, *, ada
             "Name the model, and the image size, that these weights were trained with.",
         )
     network.load_state_dict(state)
+
+
+def _unwrapped(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``state`` without what DataParallel, torch.compile and Lightning put before every name, where it does not fit."""
+    for _ in _WRAPPERS:
+        for prefix in _WRAPPERS:
+            if state.keys() != own.keys() and all(name.startswith(prefix) for name in state):
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _is_head(own: dict[str, Tensor], state: dict[str, Tensor], name: str) -> bool:

@@ -15,6 +15,7 @@ from iekd.models.preprocessing import to_rgb
 
 _KINDS = "Give a PIL image, a uint8 array (H, W, 3), or a tensor (3, H, W) that is uint8 or within 0..1."
 _LABEL_SAMPLES = 8
+_RANDOM_SAMPLES = 16
 
 
 class MappedSource(Source):
@@ -55,12 +56,13 @@ class MappedSource(Source):
 
     def _refuse_random(self) -> None:
         """Views are numbered so that the teacher's answers can be kept; images that change would make them wrong."""
-        first, again = (self.image(0) for _ in range(2))
-        if first.size != again.size or first.tobytes() != again.tobytes():
-            raise InputError(
-                f"image {self.label(0)} differs from one reading to the next.",
-                "Give the data set without random transforms: augmentation is applied here, by name.",
-            )
+        for index in evenly_spaced(len(self._dataset), _RANDOM_SAMPLES):  # a flip is the same twice half of the time
+            first, again = (self.image(index) for _ in range(2))
+            if first.size != again.size or first.tobytes() != again.tobytes():
+                raise InputError(
+                    f"image {self.label(index)} differs from one reading to the next.",
+                    "Give the data set without random transforms: augmentation is applied here, by name.",
+                )
 
     def _labels(self) -> Labels:
         """The ``targets`` attribute where there is one and it agrees with the items; else every item is asked."""

@@ -87,8 +87,13 @@ class FinishedRun:
         """What the run's student has become."""
         return shipped(self.folder, self.config)
 
-    def artefact(self, role: str, network: nn.Module | None = None) -> Artefact:
+    def artefact(self, role: str, network: nn.Module | None = None, *, own: bool = True) -> Artefact:
         """The ``teacher``, or the ``student`` that ships; ``network`` for one that the run was given as an object.
+
+        Args:
+            role: as above.
+            network: as above.
+            own: is this the run that is diagnosed, or one that it is held against?
 
         Raises:
             InputError: it was given as an object, and is not given now.
@@ -97,7 +102,9 @@ class FinishedRun:
         if network is None and read_description(place)["architecture"]["kind"] == "object":
             raise InputError(
                 f"the {role} of {self.folder} was given as a Python object, which no file can rebuild.",
-                "Use iekd.compress.diagnose.diagnose(run, networks={'teacher': ..., 'student': ...}) from Python.",
+                "Use iekd.compress.diagnose.diagnose(run, networks={'teacher': ..., 'student': ...}) from Python."
+                if own
+                else "Compare with a run whose student has a name.",
             )
         found = load_artefact(place, network)
         found.network.eval().requires_grad_(False)

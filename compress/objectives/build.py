@@ -174,6 +174,11 @@ def require_known_options(terms: Sequence[Entry], settings: ObjectiveSettings) -
     """Raise InputError where ``logit_options`` names what none of these terms has."""
     known = {name: value for entry in terms for name, value in entry.options.items()}
     for name in parse_options(settings.logit_options):
+        if not known:
+            raise InputError(
+                f"--logit-options '{settings.logit_options}': no term of this objective has options of its own.",
+                f"Leave it out.  `{_LISTED_BY}` lists those that have.",
+            )
         if name not in known:
             raise unknown_name("option of a logit term", name, known)
 

@@ -14,6 +14,8 @@ from iekd.errors import InputError
 MOST_RATIO = 0.95
 """The largest share of channels that a search tries."""
 HALVINGS = 7
+MOST_REFUSALS = 3
+"""In succession from the largest ratio, after which a network counts as one that cannot be pruned."""
 """Of the interval of ratios: 0.95 / 2**7 is finer than rounding to 8 lets most layers follow."""
 
 Found = TypeVar("Found")
@@ -93,18 +95,31 @@ def least_ratio(attempt: Callable[[float], Trial[Found]], limit: float) -> tuple
         limit: what the figure must not exceed.
 
     Returns:
-        The best trial that meets the limit (None where even the largest ratio does not), and the largest ratio's.
+        The best trial that meets the limit (None where none does), and that of the largest ratio that can be had.
+
+    Raises:
+        InputError: the network can be pruned by none of the ratios, of which the first are tried.
     """
-    most = best = attempt(MOST_RATIO)
-    if most.figure > limit:
-        return None, most
-    low, high = 0.0, MOST_RATIO
-    for _ in range(HALVINGS):
-        trial = attempt((low + high) / 2)
-        if trial.figure <= limit:
-            best, high = trial, trial.ratio
+    low, high, best, most, refused = 0.0, MOST_RATIO, None, None, 0
+    ratio = MOST_RATIO
+    for _ in range(HALVINGS + 1):
+        try:
+            trial = attempt(ratio)
+        except InputError:  # some networks lose a whole layer at large ratios
+            refused += 1
+            if most is None and refused == MOST_REFUSALS:
+                raise
+            high = ratio
         else:
-            low = trial.ratio
+            most = trial if most is None or trial.ratio > most.ratio else most
+            if trial.figure <= limit:
+                best, high = trial, ratio
+            elif ratio == MOST_RATIO:
+                break
+            else:
+                low = ratio
+        ratio = (low + high) / 2
+    assert most is not None, "or the last of the refusals was raised"
     return best, most
 
 

@@ -208,7 +208,8 @@ class Comparison:
         if self.scheme.tensorrt:
             require_tensorrt_graph(model, self.kept)
         shipped = precision.save_like(model, output, like=self.calibration.model, precision=self.scheme.precision)
-        _remove_earlier(output.with_suffix(SUFFIX), self.scheme.precision)
+        if self.scheme.backend == "openvino":  # another target's file under this name is no earlier one of this call
+            _remove_earlier(output.with_suffix(SUFFIX), self.scheme.precision)
         return shipped
 
 

@@ -84,7 +84,7 @@ class LatencyTable:
         kept, found = self._read(), {}
         for number, candidate in enumerate(candidates):
             key = self._key(candidate)
-            found[candidate] = kept[key] if key in kept else self._measured_alone(key, candidate)
+            found[candidate] = kept[key] if self._stands(kept.get(key)) else self._measured_alone(key, candidate)
             progress(number + 1, f"{candidate.name}: {describe(found[candidate])}")
         if busy := sum("busy" in entry for entry in found.values()):
             self.note(
@@ -96,14 +96,16 @@ class LatencyTable:
     def _measured_alone(self, key: str, candidate: Candidate) -> Entry:
         """A new entry, measured while nothing else of ours is; or what another worker has found in the meantime."""
         with one_measurement(self.note):
-            if entry := self._read().get(key):
+            entry = self._read().get(key)
+            if entry is not None and self._stands(entry):
                 return entry
             entry = self._measure(candidate)
-            if (
-                "refused" not in entry or self.config.prune_goal != "latency"
-            ):  # by a clock it may go otherwise next time
-                self._add(key, entry)
+            self._add(key, entry)
             return entry
+
+    def _stands(self, entry: Entry | None) -> bool:
+        """Is it kept?  What the clock refused may go otherwise next time."""
+        return entry is not None and not ("refused" in entry and self.config.prune_goal == "latency")
 
     def _key(self, candidate: Candidate) -> str:
         config = self.config

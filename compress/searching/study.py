@@ -278,7 +278,7 @@ def open_storage(url: str | None, folder: Path) -> Any:
     if url is None:
         make_folder(folder)
         journal = folder / "study.journal"
-        with _storage_errors(str(journal)):
+        with _storage_errors(str(journal), journal=True):
             cut_half_written(journal)
             return JournalStorage(JournalFileBackend(str(journal)))
     with _storage_errors(f"--storage '{url.partition('://')[0]}://…'"):
@@ -315,8 +315,8 @@ def require_optuna() -> None:
 class _storage_errors:  # noqa: N801 - reads as a statement
     """Names the storage where it cannot be used; its URL may hold a password and is not shown."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, *, journal: bool = False) -> None:
+        self.what, self.journal = what, journal
 
     def __enter__(self) -> None:
         return None
@@ -324,12 +324,12 @@ class _storage_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
         from sqlalchemy.exc import SQLAlchemyError
 
-        if isinstance(error, (ValueError, AssertionError, KeyError)):
+        if self.journal and isinstance(error, (ValueError, AssertionError, KeyError)):
             raise RunFolderError(
                 f"{self.what} is damaged: it cannot be read as the record of a search.",
                 "Delete it and give the command again: finished runs in the folder are taken as they are.",
             ) from error
-        if isinstance(error, SQLAlchemyError | ImportError | ModuleNotFoundError):
+        if isinstance(error, SQLAlchemyError | ImportError | ValueError):  # a port that is no number, for one
             raise InputError(
                 f"{self.what} cannot be used ({type(error).__name__}).",
                 "Give a URL of SQLAlchemy's such as sqlite:///study.db or postgresql://host/db, its driver installed.",

@@ -57,7 +57,7 @@ class Preprocessing:
         try:
             with pillow.open(path) as image:
                 return self._from_image(image)
-        except OSError as error:
+        except (OSError, ValueError, SyntaxError, IndexError, pillow.DecompressionBombError) as error:
             raise DeviceError(f"cannot read the image {path} ({error}).", "Give a JPEG, PNG or .npy file.") from error
 
     def _from_array(self, array: NDArray[Any], path: Path) -> NDArray[np.float32]:
@@ -138,7 +138,7 @@ def _to_rgb(image: Any) -> Any:
     if image.mode == "RGB":
         image.load()
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         wide = np.asarray(image).astype(np.uint32)
         image = pillow.fromarray(((wide + 128) // 257).clip(0, 255).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import picture
+from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from iekd.compress.data import wrap_datasets
@@ -136,3 +137,18 @@ def test_an_image_file_that_cannot_be_read_is_an_input_error(tmp_path):
 
     with pytest.raises(InputError, match="cannot read image 0 of train"):
         wrap_datasets(Files(), Pairs())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_random_flip_is_noticed_though_it_is_the_same_twice_half_of_the_time(seed):
+    coin = np.random.default_rng(seed)
+    flip = Image.Transpose.FLIP_LEFT_RIGHT
+    with pytest.raises(InputError, match="differs from one reading to the next"):
+        wrap_datasets(Pairs(lambda image: image.transpose(flip) if coin.random() < 0.5 else image, count=60), Pairs())
+
+
+def test_class_names_of_any_kind_are_names():
+    for classes in (np.array(["x", "y"]), [0, 1], ("x", "y")):
+        assert wrap_datasets(Pairs(), Pairs(), classes=classes).classes == tuple(map(str, classes))
+    with pytest.raises(InputError, match="two classes are called 'x'"):
+        wrap_datasets(Pairs(), Pairs(), classes=["x", "x"])

@@ -230,7 +230,8 @@ def test_an_option_reaches_its_term_and_no_other() -> None:
     ("name", "text", "words"),
     [
         ("dkd", "betta=8", "unknown option of a logit term 'betta'.*Did you mean beta"),
-        ("kd", "beta=8", "unknown option of a logit term 'beta'"),
+        ("kd", "beta=8", "'beta=8': no term of this objective has options of its own"),
+        ("ie-ft", "beta=8", "no term of this objective has options"),
         ("dkd", "beta", "--logit-options 'beta' is not a list of values"),
         ("dkd", "beta=much", "is not a list of values.*name=number"),
     ],

@@ -137,7 +137,8 @@ def test_several_teachers_are_clipped_each_by_itself(tmp_path: Path, monkeypatch
     ("changes", "flags"),
     [
         ({"objective": "dml", "mutual_transfer": "nonsense", "split": "relevance"}, "--split, --mutual-transfer"),
-        ({"objective": "dml", "teacher_epochs": 3}, "--teacher-epochs"),
+        ({"objective": "dml", "teacher_epochs": 3, "views": 4, "prune": 0.5}, "--teacher-epochs"),
+        ({"objective": "kd", "inherit_fraction": 0.0, "explore_weight": 0.0}, "--explore-weight, --inherit-fraction"),
         ({"objective": "ft", "inherit_weight": 9.0, "explore_form": "cka"}, "--inherit-weight, --explore-form"),
         ({"objective": "kd", "factor_channels": 9, "logit_options": "beta=1"}, "--logit-options, --factor-channels"),
         ({"objective": "ie-ft+kd", "transfer_weight": 3.0}, "--transfer-weight"),

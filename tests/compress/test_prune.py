@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from iekd.compress.prune import Latency, LatencyShare, Macs, PruneResult, Ratio, describe_gain, prune, prune_artefact
 from iekd.compress.pruning import latency
 from iekd.compress.pruning.criteria import CRITERIA
+from iekd.compress.pruning.goals import Trial, least_ratio
 from iekd.compress.pruning.latency import latency_beside, measure_networks, onnx_latency
 from iekd.deploy.backends import get_backend
 from iekd.deploy.results import Interval
@@ -304,3 +306,45 @@ def test_an_object_of_the_users_own_takes_the_description(network: Small) -> Non
     twin.load_state_dict(result.network.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(twin.eval()(images), result.network.eval()(images))
+
+
+def test_a_network_that_loses_a_layer_at_large_ratios_is_pruned_by_smaller_ones() -> None:
+    """GhostNet's joined halves leave nothing of a layer at 0.95; half of its MACs can go all the same."""
+    network = timm.create_model("ghostnet_050", num_classes=10)
+    made = prune(network, image_size=64, goal=Macs(0.5), round_to=8)
+    before, after = (count_macs(one, 64) for one in (network, made.network))
+    assert 0.3 * before < after <= 0.5 * before
+    with torch.no_grad():
+        assert made.network.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    ("largest", "limit", "found"), [(0.95, 0.5, 0.5), (0.6, 0.5, 0.5), (0.3, 0.8, 0.2), (0.6, 0.3, None)]
+)
+def test_the_least_ratio_is_found_below_those_that_are_refused(
+    largest: float, limit: float, found: float | None
+) -> None:
+    best, most = least_ratio(by_ratio(largest), limit)
+    assert (best is None) == (found is None)
+    assert best is None or found is None or 0 <= best.ratio - found < 0.02
+    assert found is not None or 0 <= largest - most.ratio < 0.02
+
+
+def test_a_network_that_every_ratio_ruins_is_refused_before_all_are_tried() -> None:
+    tried: list[float] = []
+    with pytest.raises(InputError, match="nothing would be left"):
+        least_ratio(by_ratio(0.0, tried), 0.5)
+    assert tried == [0.95, 0.475, 0.2375]
+
+
+def by_ratio(largest: float, tried: list[float] | None = None) -> Callable[[float], Trial[float]]:
+    """A network that takes what is left of it, and of which no more than ``largest`` can go."""
+
+    def attempt(ratio: float) -> Trial[float]:
+        if tried is not None:
+            tried.append(ratio)
+        if ratio > largest:
+            raise InputError("nothing would be left")
+        return Trial(ratio, ratio, 1 - ratio)
+
+    return attempt

@@ -296,7 +296,7 @@ def test_what_a_busy_machine_said_is_told_with_the_way_to_new_figures(
         assert str(table.path) in told
 
 
-def test_a_refusal_by_the_clock_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refusal_by_the_clock_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def refuse(table: LatencyTable, _: Candidate) -> dict[str, Any]:

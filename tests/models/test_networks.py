@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -125,6 +126,48 @@ def test_a_newer_artefact_is_refused(tmp_path: Path) -> None:
 def test_weights_of_another_architecture_are_refused_with_an_example() -> None:
     with pytest.raises(InputError, match="another architecture"):
         load_state(artefact().network, timm.create_model("resnet10t").state_dict(), "FILE")
+
+
+class Wrapped(nn.Module):
+    """A network whose own names begin as a wrapper's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
+def test_what_wraps_a_network_in_training_does_not_matter(prefix: str, tmp_path: Path) -> None:
+    for network in (nn.Sequential(nn.Linear(3, 2)), Wrapped()):
+        state = {f"{prefix}{name}": value + 1 for name, value in network.state_dict().items()}
+        torch.save({"state_dict": {**state, "n_averaged": torch.tensor(3)}}, tmp_path / "w.pth")
+        expected = {name: value + 1 for name, value in network.state_dict().items()}
+        load_state(network, read_weights(tmp_path / "w.pth"), "w.pth")
+        assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.ones(2)], "holds a list and no weights by name"),
+        (torch.ones(2), "holds a Tensor and no weights"),
+        ({"epoch": 3, "optimizer": {}}, "holds no weights; its keys are: epoch, optimizer"),
+        (
+            {"state_dict": {}, "args": argparse.Namespace(lr=1)},
+            r"objects beside tensors \(argparse.Namespace\).*state_dict",
+        ),
+    ],
+)
+def test_files_that_hold_no_weights_are_told_by_what_they_hold(content: object, words: str, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(InputError, match=words) as told:
+        read_weights(tmp_path / "w.pth")
+    assert "\x1b" not in str(told.value)
+
+
+def test_averaged_weights_alone_are_taken(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict_ema": {"weight": torch.ones(2)}}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").keys() == {"weight"}
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])

@@ -83,3 +83,12 @@ def test_transparency_is_dropped_and_palettes_resolved():
     palette = image.quantize(256)
     palette.info["transparency"] = bytes(range(256))
     assert to_rgb(palette).tobytes() == image.quantize(256).convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_grey_of_16_bits_is_scaled_in_every_format(tmp_path, suffix):
+    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"grey.{suffix}")
+    with Image.open(tmp_path / f"grey.{suffix}") as image:
+        found = np.asarray(to_rgb(image)).astype(int)
+    assert np.abs(found - (levels[..., None] / 257)).max() < 1
