@@ -53,7 +53,7 @@ def run(
 
     Args:
         teacher: timm name, alias, artefact folder, ``package.module:function``, or a network.
-        student: the same, for the network that ships.
+        student: the same, for the network that ships.  Networks are copied: those that are given stay as they are.
         data: ``digits``, ``folder:PATH``, a name of timm's ``create_dataset``, or data sets of your own made by
             :func:`iekd.compress.data.wrap_datasets`.
         observer: is told how the run goes on.
