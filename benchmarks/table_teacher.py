@@ -58,7 +58,8 @@ def train_teacher(bench: Bench) -> Tapped:
         if not teacher_is_kept(bench):
             teacher, data = bench.tapped(bench.arguments.teacher, 0, "teacher"), bench.teacher_train
             if given := bench.arguments.teacher_from:
-                load_artefact(given, teacher.network)
+                trained = load_artefact(given, teacher.network).network
+                teacher.network.load_state_dict(trained.state_dict())
             else:
                 task, epochs = Supervised(teacher.network), bench.recipe.teacher_epochs
                 bench.fit(task, "teacher", epochs, 0, lambda b: (data.view(b[0], b[2]), b[1]), data)

@@ -79,7 +79,7 @@ def make_plan(
     student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
     teacher_epochs = _teacher_epochs(config, teacher_origin)
     notes = (
-        *_normalisation_notes(teacher_origin, teacher_epochs, base),
+        *(() if is_mutual(config.objective) else _normalisation_notes(teacher_origin, teacher_epochs, base)),
         *_scratch_notes({"teacher": teacher_why, "student": student_why}),
         *_label_notes(config),
         *unread_note(config),

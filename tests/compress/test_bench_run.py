@@ -50,7 +50,7 @@ def test_what_is_given_counts_instead(run: Path, tmp_path: Path, monkeypatch: py
     asked: list[tuple[str, float | None]] = []
     load = bench.load_data
     monkeypatch.setattr(
-        bench, "load_data", lambda data, val_fraction: asked.append((data, val_fraction)) or load("digits")
+        bench, "load_data", lambda data, val_fraction, **_: asked.append((data, val_fraction)) or load("digits")
     )
     bench_files([run], data="digits", backend="onnxruntime", output=tmp_path / "out", **HOW)
     assert asked == [("digits", None)]

@@ -115,6 +115,7 @@ def test_a_teacher_that_is_taken_as_trained_is_told_how_its_images_are_normalise
     told = Notes()
     distil(tmp_path / "named", "tiny_networks:teacher", "tiny_networks:student", told, objective="kd")
     distil(tmp_path / "second", str(tmp_path / "named" / "teacher"), "tiny_networks:student", told, objective="kd")
+    distil(tmp_path / "mutual", network(0), "tiny_networks:student", told, objective="dml")
     assert not any("taken as trained" in text for text in told.texts)
 
 
