@@ -11,16 +11,16 @@ import pytest
 import tiny_networks
 import torch
 from PIL import Image
+from quantization_samples import write
 from small import settings
 from torch import nn
 from torch.utils.data import TensorDataset
 
-import iekd
-from iekd.compress.board import bundle_run
 from iekd.compress.config import make_config
 from iekd.compress.data import wrap_datasets
 from iekd.compress.diagnose import diagnose
 from iekd.compress.given import digest_of
+from iekd.compress.job import reopen_data
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.deploy.predict import predict
@@ -136,18 +136,19 @@ def test_what_was_made_from_a_data_set_of_ones_own_says_what_to_do(tmp_path: Pat
     part = TensorDataset(images, torch.arange(40) % 4)
     data = wrap_datasets(part, part, classes=["a", "b", "c", "d"])
     out = tmp_path / "run"
-    given = {**settings(**{**GIVEN, "train_limit": None, "val_limit": None, "bench_seconds": 0.05}), "out": str(out)}
     names = {"teacher": "tiny_networks:teacher", "student": "tiny_networks:student"}
-    iekd.run(names["teacher"], names["student"], data, **{k: v for k, v in given.items() if k not in names})
+    given = {**GIVEN, **names, "data": data.name, "train_limit": None, "val_limit": None}
+    config = make_config(settings(**given, out=str(out)))
+    run_stages(config, config.teacher, config.student, data, Observer(), until="distill")
     with pytest.raises(InputError, match=r"TensorDataset, was given as a Python object.*diagnose\(run, data="):
         diagnose(out, noise=[0.1], seeds=2)
-    with pytest.raises(InputError, match=r"was given as a Python object.*bundle_run\(run, output, data="):
-        bundle_run(out, tmp_path / "bundle.zip")
+    with pytest.raises(InputError, match=r"was given as a Python object\.  Add --data"):
+        reopen_data(config, "Add --data.")
     assert diagnose(out, noise=[0.1], seeds=2, data=data).images == 40
 
 
-def test_an_image_too_large_for_pillow_is_one_line(finished_run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_image_too_large_for_pillow_is_one_line(tmp_path: Path, monkeypatch: Any) -> None:
     Image.new("L", (64, 64)).save(tmp_path / "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match=r"cannot read the image .*large\.png .*exceeds limit"):
-        list(predict(finished_run / "student.onnx", [tmp_path / "large.png"]))
+        list(predict(write(tmp_path / "float.onnx"), [tmp_path / "large.png"]))

@@ -102,7 +102,8 @@ def test_two_networks_learn_each_at_its_own_rate(teacher: str, tmp_path: Path) -
     changes = {"teacher": teacher, "objective": "dml", "epochs": 1, "lr": 0.02}
     moved = {}
     for name, rates in {"default": {}, "still": {"teacher_lr": 1e-12}, "fast": {"teacher_lr": 0.02}}.items():
-        iekd.run(**tiny(tmp_path / name, **{**changes, "teacher_epochs": None, **rates}))
+        config = make_config(tiny(tmp_path / name, **{**changes, "teacher_epochs": None, **rates}))
+        run_stages(config, config.teacher, config.student, config.data, Observer(), until="distill")
         before, after = (load_file(Path(at) / "model.safetensors") for at in (teacher, tmp_path / name / "teacher"))
         learned = [key for key in before if "running" not in key and "batches" not in key]
         moved[name] = max((after[key] - before[key]).abs().max().item() for key in learned)
@@ -155,9 +156,13 @@ def test_a_setting_that_the_objective_does_not_read_is_told(changes: dict[str, A
     assert unread_note(config) == expected
 
 
-def test_a_run_tells_of_settings_that_nothing_reads(tmp_path: Path) -> None:
-    report = iekd.run(**tiny(tmp_path / "run", objective="kd", epochs=1, split="random"))
-    assert "--objective kd does not read --split, --factor-epochs." in report.notes
+def test_a_run_tells_of_settings_that_nothing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    observer = Observer()
+    monkeypatch.setattr(observer, "note", notes.append)
+    config = make_config(tiny(tmp_path / "run", objective="kd", epochs=1, split="random"))
+    run_stages(config, config.teacher, config.student, config.data, observer, until="plan")
+    assert "--objective kd does not read --split, --factor-epochs." in notes
 
 
 def test_several_teachers_answer_as_one(tmp_path: Path) -> None:
