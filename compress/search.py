@@ -25,12 +25,13 @@ from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import STUDENT_EPOCHS, make_plan
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.searching import space as spaces
-from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_facts, machine_key
+from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key, machine_parts
 from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, most_accurate_network, points_of, promising
 from iekd.compress.searching.settings import SearchSettings, check, space_of
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.start import spread_out
-from iekd.compress.searching.study import Study, open_storage, require_optuna
+from iekd.compress.searching.storage import open_storage, require_optuna
+from iekd.compress.searching.study import Study
 from iekd.deploy.search_page import render
 from iekd.errors import InputError
 from iekd.files import write_text
@@ -289,20 +290,12 @@ class _Search:
             "epochs": self.epochs,
             "short epochs": self._short_epochs(),
             "data digest": self.data.digest,
-            "machine": flat(machine_facts(self.config)),
+            "machine": machine_parts(self.config),
             "machine (or its software)": machine_key(self.config),
         }
         found |= reading_of(self.config.objective)
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
-
-
-def flat(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts of one level, so that one that differs can be named: ``packages timm``."""
-    found: dict[str, Any] = {}
-    for name, value in facts.items():
-        found |= {f"{name} {part}": own for part, own in value.items()} if isinstance(value, dict) else {name: value}
-    return found
 
 
 def _points(study: Study) -> list[Point]:

@@ -281,7 +281,7 @@ def _resume(path: Path, task: nn.Module, optimizer: Any, accelerator: Accelerato
     try:
         task.load_state_dict(state["task"])
         optimizer.load_state_dict(state["optimizer"])
-    except (RuntimeError, ValueError) as error:
+    except ValueError as error:  # of the optimiser, whose groups were parted otherwise
         raise RunFolderError(
             f"checkpoint {path} is of another training than this one: it was left by another version.",
             "Delete it: this training begins anew.",

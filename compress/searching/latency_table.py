@@ -226,12 +226,19 @@ class LatencyTable:
 
 def machine_key(config: RunConfig) -> str:
     """Sixteen hexadecimal digits of what latencies on a target hang on: machine, threads, runtimes."""
-    text = json.dumps([machine_facts(config), TARGETS[config.target].backend], sort_keys=True)
+    text = json.dumps([_machine(config), TARGETS[config.target].backend], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def machine_facts(config: RunConfig) -> dict[str, Any]:
-    """What :func:`machine_key` is made of, in words."""
+def machine_parts(config: RunConfig) -> dict[str, Any]:
+    """What :func:`machine_key` is made of, so that what differs can be named: ``packages timm`` and so on."""
+    found: dict[str, Any] = {}
+    for name, value in _machine(config).items():
+        found |= {f"{name} {part}": own for part, own in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _machine(config: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = fingerprint(threads(config)).model_dump(
         exclude={"memory_gib", "os", "python", "gpu_clocks"}
     )

@@ -309,9 +309,9 @@ def test_a_student_without_maps_has_its_steadiness(tmp_path: Path) -> None:
     assert found.sentence.startswith("No likeness to the teacher: ")
     assert "no module whose output is a feature map" in found.sentence
     assert [level.relative_std for level in found.noise[0].levels] == [0, 0.2]
-    console = Console(width=120, file=io.StringIO())
-    console.print(diagnosis_table(found))
-    assert found.sentence in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    shown = io.StringIO()
+    Console(width=120, file=shown).print(diagnosis_table(found))
+    assert found.sentence in " ".join(shown.getvalue().split())
     assert found.sentence in render(sample_report().model_copy(update={"diagnosis": found}))
 
 

@@ -119,7 +119,6 @@ def test_openvino_s_own_format_carries_the_metadata(exported: Path, tmp_path: Pa
     assert "FakeQuantize" in result.file.read_text()
 
 
-@pytest.mark.skipif("openvino" not in BACKENDS, reason="this version has no OpenVINO backend")
 def test_what_an_earlier_call_made_in_the_other_format_does_not_stay(exported: Path, tmp_path: Path) -> None:
     pytest.importorskip("nncf", reason="needs the extra `quantize`")
 

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from iekd.compress.config import RunConfig, make_config
 from iekd.compress.observer import Observer
 from iekd.compress.run_folder import RunFolder
-from iekd.compress.searching.study import open_storage
+from iekd.compress.searching.storage import open_storage
 from iekd.errors import InputError, RunFolderError
 
 

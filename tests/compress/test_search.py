@@ -30,7 +30,8 @@ from iekd.compress.searching.outcome import Limits, Point, judge, pareto_front, 
 from iekd.compress.searching.settings import SearchSettings
 from iekd.compress.searching.space import Candidate, Space, parse_shares, parse_sizes, parse_students
 from iekd.compress.searching.start import spread_out
-from iekd.compress.searching.study import Study, open_storage
+from iekd.compress.searching.storage import open_storage
+from iekd.compress.searching.study import Study
 from iekd.deploy import fingerprint, machine
 from iekd.deploy.results import Interval
 from iekd.errors import InputError, RunFolderError

@@ -17,7 +17,8 @@ from small import PROGRAM, as_flags, command, environment_of, search_settings
 from iekd.compress.searching import study as studies
 from iekd.compress.searching import workers
 from iekd.compress.searching.space import Candidate, Space
-from iekd.compress.searching.study import Study, open_storage
+from iekd.compress.searching.storage import open_storage
+from iekd.compress.searching.study import Study
 from iekd.compress.searching.workers import Watch, this_worker
 
 pytest.importorskip("optuna", reason="needs the extra `search`")

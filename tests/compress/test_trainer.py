@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from iekd.compress.clipping import clip, clip_groups
 from iekd.compress.observer import Observer
+from iekd.compress.pace import Pace
 from iekd.compress.trainer import FitSettings, History, fit, learning_rate, load_best
 from iekd.errors import DivergenceError, RunFolderError
 
@@ -240,6 +241,30 @@ def test_networks_apart_are_not_slowed_by_each_other(tmp_path: Path) -> None:
     clipped(together, tmp_path / "together", apart=False)
     assert torch.equal(alone.a.weight, apart.a.weight)
     assert not torch.allclose(alone.a.weight, together.a.weight)
+
+
+def paced(folder: Path, factor: float, epochs: int = 2) -> Pair:
+    """A pair whose first network learns at ``factor`` times the rate."""
+    task = Pair(1.0)
+    settings = FitSettings(epochs=epochs, lr=1e-2, optimizer="sgd", clip_norm=None)
+    pace = Pace(list(task.a.parameters()), factor)
+    given = {"name": "pair", "folder": folder, "accelerator": Accelerator(cpu=True), "observer": Observer()}
+    fit(task, batches, settings, pace=pace, **given)  # type: ignore[arg-type]  # of four kinds, each as fit names it
+    return task
+
+
+def test_a_network_learns_at_its_own_rate_and_its_checkpoint_is_read_back(tmp_path: Path) -> None:
+    same, slow = paced(tmp_path / "same", 1.0), paced(tmp_path / "slow", 1e-9)
+    assert torch.equal(same.b.weight, slow.b.weight)
+    assert torch.allclose(slow.a.weight, Pair(1.0).a.weight)
+    assert not torch.allclose(same.a.weight, slow.a.weight)
+    assert torch.equal(same.b.weight, paced(tmp_path / "slow", 1e-9).b.weight)
+
+
+def test_a_checkpoint_whose_groups_were_parted_otherwise_is_told(tmp_path: Path) -> None:
+    paced(tmp_path, 1.0, epochs=1)
+    with pytest.raises(RunFolderError, match=r"last\.pt is of another training.*Delete it"):
+        paced(tmp_path, 0.3)
 
 
 def test_one_network_is_clipped_as_a_whole() -> None:
