@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from iekd.compress.config import make_config, read_config_file
+from iekd.compress.config_input import make_config, read_config_file
 from iekd.compress.job import open_data
 from iekd.compress.targets import TARGETS
 from iekd.compress.views import ViewDataset, auto_workers, plain_loader

@@ -31,7 +31,7 @@ from quantiser_libraries import made_by_libraries
 from quantiser_table import OURS, points_behind, show
 
 from iekd.compress.calibration import choose_images
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.data import load_data
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages

@@ -25,7 +25,7 @@ from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 from torch import nn
 
 from iekd.compress.clipping import clip, clip_groups
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.distill import Distillation
 from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.objectives.base import Objective

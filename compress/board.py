@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from iekd.compress.config import RunConfig, make_config
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config
 from iekd.compress.data import ImageData
 from iekd.compress.job import reopen_data
 from iekd.compress.variants import read_variants

@@ -276,7 +276,7 @@ file_commands.add_commands(app, out)
 
 
 def _run(given: dict[str, Any], *, until: str) -> Any:
-    from iekd.compress.config import make_config
+    from iekd.compress.config_input import make_config
 
     config = make_config(given)
     from iekd.compress.console import ConsoleObserver, print_summary

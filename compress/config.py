@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
@@ -11,8 +10,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 from annotated_types import Ge, Gt, Le, Lt
 
 from iekd.compress.targets import TARGETS
-from iekd.compress.texts import parse_latency, slug
-from iekd.errors import InputError, unknown_name
+from iekd.compress.texts import parse_latency, parse_per_channel, parse_stages, slug
+from iekd.errors import InputError
 
 
 class Option(NamedTuple):
@@ -36,6 +35,7 @@ _MAIN, _DATA, _TRAINING, _COMPRESS, _METHOD, _TARGET, _RUN = (
 Fraction = Annotated[float, Gt(0), Lt(1)]
 Count = Annotated[int, Ge(1)]
 Weight = Annotated[float, Ge(0)]
+Triple = tuple[float, float, float]
 
 
 MAX_DROP = 0.01
@@ -67,6 +67,11 @@ class RunConfig:
     val_limit: Annotated[Count | None, Option("The same for validation.", _DATA)] = None
     augment: Annotated[str | None, Option("none, digits, crop, standard or strong.", _DATA)] = None
     skip_bad_images: Annotated[bool, Option("Leave out unreadable images, and count them.", _DATA)] = False
+    mean: Annotated[
+        str | None,
+        Option("What is taken from red, green and blue of 0..1, such as 0.5,0.5,0.5.  Default: the teacher's.", _DATA),
+    ] = None
+    std: Annotated[str | None, Option("What they are then divided by, likewise.", _DATA)] = None
     workers: Annotated[int | None, Ge(0), Option("Processes that load images.", _DATA)] = None
 
     epochs: Annotated[int | None, Ge(1), Option("Epochs of distillation.", _TRAINING)] = None
@@ -175,6 +180,17 @@ class RunConfig:
         return None if self.max_latency is None else parse_latency(self.max_latency)
 
     @property
+    def normalization(self) -> tuple[Triple | None, Triple | None]:
+        """``mean`` and ``std`` as numbers for red, green and blue; None where the settings leave it to the teacher."""
+        mean, std = (
+            None if text is None else parse_per_channel(flag(name), text)
+            for name, text in (("mean", self.mean), ("std", self.std))
+        )
+        if std is not None and min(std) <= 0:
+            raise InputError(f"--std {self.std}: nothing can be divided by it.", "Give numbers above 0.")
+        return mean, std
+
+    @property
     def drop_limit(self) -> float:
         """Most accuracy that a precision may lose, 0..1."""
         return MAX_DROP if self.max_drop is None else self.max_drop
@@ -192,12 +208,12 @@ class RunConfig:
     @property
     def taps(self) -> tuple[int | str, ...]:
         """``tap`` as stage numbers and names."""
-        return _stages("tap", self.tap)
+        return parse_stages(flag("tap"), self.tap)
 
     @property
     def teacher_taps(self) -> tuple[int | str, ...]:
         """``teacher_tap`` likewise, or ``taps``."""
-        return self.taps if self.teacher_tap is None else _stages("teacher_tap", self.teacher_tap)
+        return self.taps if self.teacher_tap is None else parse_stages(flag("teacher_tap"), self.teacher_tap)
 
 
 def setting_defaults() -> dict[str, Any]:
@@ -226,69 +242,6 @@ FREE_TO_CHANGE = {"out", "min_retained", "max_latency", "workers"}
 files ships is chosen anew."""
 
 
-def make_config(values: dict[str, Any]) -> RunConfig:
-    """A checked configuration; keys with value None are left at their defaults.
-
-    Raises:
-        InputError: unknown key, wrong type, value out of range or not among the choices.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    names = [field.name for field in dataclasses.fields(RunConfig)]
-    for key in values:
-        if key not in names:
-            raise unknown_name("setting", key, names)
-    given = {key: value for key, value in values.items() if value is not None}
-    for key, what in (("teacher", "timm name"), ("student", "timm name")):
-        if key not in given:
-            raise InputError(f"no {key} given.", f"Add --{key} NAME ({what}; `iekd-compress models` lists some).")
-    try:
-        config: RunConfig = TypeAdapter(RunConfig).validate_python(given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise InputError(
-            f"{flag(key)} {given.get(key)!r}: {first['msg']}.", f"It takes: {options()[key].help}"
-        ) from error
-    for key, choices in CHOICES.items():
-        value = getattr(config, key)
-        if value is not None and value not in choices:
-            raise unknown_name(flag(key), value, choices)
-    _check_texts(config)
-    return config
-
-
-def _check_texts(config: RunConfig) -> None:
-    _ = config.max_latency_ms, config.taps, config.teacher_taps  # raise on bad text
-
-
-def read_config_file(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file.
-
-    Raises:
-        InputError: missing, not YAML, or not a mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no configuration file at {path}.", "Check the path.") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise InputError(f"cannot read {path}: {detail}.", "It must be YAML, one `setting: value` a line.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{path} is not a mapping.", "Write one `setting: value` a line.")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def to_yaml(config: RunConfig) -> str:
-    """The configuration as YAML, every setting spelled out."""
-    import yaml
-
-    return str(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-
-
 def options() -> dict[str, Option]:
     """How each setting is shown, by field name, in the order of the class."""
     hints = get_type_hints(RunConfig, include_extras=True)
@@ -301,13 +254,3 @@ def options() -> dict[str, Option]:
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")
-
-
-def _stages(name: str, text: str) -> tuple[int | str, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(parts):
-        raise InputError(
-            f"{flag(name)} '{text}' is not a list of stages.",
-            "Give numbers such as -1 (the last) or -2,-1, names such as layer3, or auto.",
-        )
-    return tuple(int(part) if re.fullmatch(r"[+-]?\d+", part) else part for part in parts)

@@ -9,7 +9,8 @@ from typing import Any
 
 from iekd import __version__
 from iekd.compress.choice import choose
-from iekd.compress.config import RunConfig, to_yaml
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import to_yaml
 from iekd.compress.diagnostics.finished_run import shipped
 from iekd.compress.engine_stage import read_engines
 from iekd.compress.job import Job

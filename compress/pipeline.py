@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from iekd.compress.board import bundle_run
-from iekd.compress.config import RunConfig, make_config, to_yaml
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config, to_yaml
 from iekd.compress.data import ImageData
 from iekd.compress.distill import distill, load_teacher
 from iekd.compress.engine_stage import FOLDER as ENGINES

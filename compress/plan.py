@@ -11,7 +11,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from iekd.compress.config import RunConfig
+from iekd.compress.config import RunConfig, Triple
 from iekd.compress.data import ImageData
 from iekd.compress.objectives.catalogue import is_labels_alone, is_mutual
 from iekd.compress.observer import Observer
@@ -28,8 +28,6 @@ TEACHER_EPOCHS = {"scratch": 8, "hub": 5, "file": 0, "artefact": 0, "object": 0}
 """Epochs of teacher training where ``--teacher-epochs`` is not given, by where its weights come from."""
 
 STUDENT_EPOCHS = 16
-
-Triple = tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +70,7 @@ def make_plan(
 ) -> Plan:
     """Decide what is open.  Asks the model hub, at most once a model, where ``auto`` or ``hub`` weights need it."""
     base = _base_preprocessing(teacher)
+    mean, std = _normalization(config, teacher, base)
     size = config.image_size or (base.size if is_given_artefact(teacher) else data.default_size)
     augmentation = config.augment or data.augmentation
     classes = len(data.classes)
@@ -79,7 +78,7 @@ def make_plan(
     student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
     teacher_epochs = _teacher_epochs(config, teacher_origin)
     notes = (
-        *(() if is_mutual(config.objective) else _normalisation_notes(teacher_origin, teacher_epochs, base)),
+        *(() if is_mutual(config.objective) else _normalisation_notes(config, teacher_origin, teacher_epochs, base)),
         *_scratch_notes({"teacher": teacher_why, "student": student_why}),
         *_label_notes(config),
         *unread_note(config),
@@ -90,8 +89,8 @@ def make_plan(
     return Plan(
         image_size=size,
         crop_fraction=base.crop_fraction if is_given_artefact(teacher) else _crop_fraction(augmentation),
-        mean=base.mean,
-        std=base.std,
+        mean=mean,
+        std=std,
         augmentation=augmentation,
         teacher_origin=teacher_origin,
         student_origin=student_origin,
@@ -103,15 +102,38 @@ def make_plan(
     )
 
 
-def _normalisation_notes(origin: str, epochs: int, base: Preprocessing) -> tuple[str, ...]:
+def _normalization(config: RunConfig, teacher: str | nn.Module, base: Preprocessing) -> tuple[Triple, Triple]:
+    """Mean and standard deviation: as given, otherwise the teacher's.
+
+    Raises:
+        InputError: others than those of the images that an artefact was trained on.
+    """
+    mean, std = config.normalization
+    mean, std = mean or base.mean, std or base.std
+    if is_given_artefact(teacher) and (mean, std) != (base.mean, base.std):
+        raise InputError(
+            f"--mean {_listed(mean)} --std {_listed(std)}: {teacher} was trained on images of mean "
+            f"{_listed(base.mean)} and standard deviation {_listed(base.std)}.",
+            "Leave both out: they are taken from the teacher.",
+        )
+    return mean, std
+
+
+def _normalisation_notes(config: RunConfig, origin: str, epochs: int, base: Preprocessing) -> tuple[str, ...]:
     """A teacher that is taken as trained answers rightly for images that are normalised as it knows them."""
-    if origin not in ("object", "file") or epochs:
+    if origin not in ("object", "file") or epochs or None not in config.normalization:
         return ()
-    mean, std = (", ".join(f"{value:g}" for value in values) for values in (base.mean, base.std))
+    given = [values or own for values, own in zip(config.normalization, (base.mean, base.std), strict=True)]
+    mean, std = map(_listed, given)
     return (
-        f"The teacher is taken as trained, on images of mean ({mean}) and standard deviation ({std}): where it knows "
-        "others, let the network do its own normalisation first.",
+        f"The teacher is taken as trained, on images of mean {mean} and standard deviation {std}: where it knows "
+        "others, give them with --mean and --std.",
     )
+
+
+def _listed(values: Triple) -> str:
+    """As ``--mean`` takes them."""
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _scratch_notes(reasons: dict[str, str]) -> tuple[str, ...]:

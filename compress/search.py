@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
-from iekd.compress.config import RunConfig, make_config
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config
 from iekd.compress.data import ImageData
 from iekd.compress.job import open_data
 from iekd.compress.objectives.catalogue import reading_of

@@ -49,7 +49,7 @@ def with_settings(function: Command) -> Command:
 
 def given_settings(settings: dict[str, Any], config_file: Path | None) -> dict[str, Any]:
     """What the user gave: flags, and under them the file's."""
-    from iekd.compress.config import read_config_file
+    from iekd.compress.config_input import read_config_file
 
     given = read_config_file(config_file) if config_file is not None else {}
     return given | {key: value for key, value in settings.items() if value is not None}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import pickle
@@ -190,11 +191,13 @@ def load_artefact(folder: Path, network: nn.Module | None = None) -> Artefact:
 def read_weights(file: Path) -> dict[str, Tensor]:
     """The state dict in a ``.safetensors``, ``.pt`` or ``.pth`` file; wrappers of training scripts are opened.
 
+    Averaged weights go before those they are the average of, as in timm.
+
     Raises:
         InputError: missing, unreadable, or without weights.
     """
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+        state = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
     except FileNotFoundError as error:
         raise InputError(f"no weights at {file}.", "Check the path.") from error
     except pickle.UnpicklingError as error:
@@ -208,7 +211,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"cannot read weights from {file}: {str(error).splitlines()[0]}",
             "Give a .safetensors file, or a .pth with a plain state dict.",
         ) from error
-    for key in ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema"):
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict):
@@ -219,6 +222,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         keys = ", ".join(map(str, list(state)[:6]))
         raise InputError(f"{file} holds no weights; its keys are: {keys}.", "Save the state_dict() alone.")
     return tensors
+
+
+def _load_pickle(file: Path) -> Any:
+    """Tensors and plain values, and the settings that timm's and torchvision's training scripts keep beside them."""
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(file, "cpu", weights_only=True)
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], source: str, *, adapt_head: bool = False) -> None:

@@ -115,8 +115,8 @@ DOCUMENTED = [
 def test_documented_commands_take_the_options_that_they_show(document: str, line: str) -> None:
     """Every command in the documents is understood: parsed with its options, without running the job."""
     code = (
-        "import sys; from iekd.compress import cli, config\n"
-        "config.read_config_file = lambda _: {}\n"
+        "import sys; from iekd.compress import cli, config_input\n"
+        "config_input.read_config_file = lambda _: {}\n"
         "cli._run = cli.run_search = lambda *_, **__: sys.exit(77)\n"
         "sys.argv = sys.argv[1:]; cli.main()"
     )

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from iekd.compress.choice import choose
-from iekd.compress.config import RunConfig, make_config
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config
 from iekd.compress.distill import later_config, objective_settings
 from iekd.compress.objectives.catalogue import OBJECTIVES
 from iekd.compress.objectives.split import split_channels

@@ -22,7 +22,7 @@ from torch import nn
 
 import iekd
 from iekd.compress import pruned_student
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.data import load_data
 from iekd.compress.diagnose import diagnose
 from iekd.compress.diagnostics.finished_run import open_run

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from iekd.compress.config import RunConfig, make_config, options, read_config_file, to_yaml
+from iekd.compress.config import RunConfig, options
+from iekd.compress.config_input import make_config, read_config_file, to_yaml
 from iekd.compress.distill import objective_settings
 from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.texts import parse_latency
@@ -42,6 +43,10 @@ def test_latency_refuses_what_is_no_duration(text: str) -> None:
         ("tap", "-2,", "is not a list of stages"),
         ("teacher_tap", "", "--teacher-tap ''"),
         ("hidden_channels", 0, "--hidden-channels"),
+        ("mean", "0.5,0.5", "--mean '0.5,0.5' is not a number for each"),
+        ("mean", "grey", "--mean 'grey'"),
+        ("std", "nan", "--std 'nan'"),
+        ("std", "0.5,0,0.5", "above 0"),
     ],
 )
 def test_bad_values_are_named(key: str, value: object, word: str) -> None:
@@ -84,6 +89,15 @@ def test_yaml_may_spell_settings_like_flags(tmp_path: Path) -> None:
     config = make_config(read_config_file(file))
     assert config.teacher_epochs == 4
     assert (config.taps, config.max_latency_ms) == ((-2,), 3)
+
+
+def test_normalisation_is_three_numbers_or_one_and_a_list_in_yaml(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("teacher: resnet18\nstudent: mobilenet\nmean: [0.1, 0.2, 0.3]\nstd: 0.5\ntap: [-2, layer4]\n")
+    config = make_config(read_config_file(file))
+    assert config.normalization == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert config.taps == (-2, "layer4")
+    assert make_config(BASE).normalization == (None, None)
 
 
 @pytest.mark.parametrize("text", ["- a\n- b\n", "{", "just words"])

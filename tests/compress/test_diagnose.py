@@ -19,7 +19,7 @@ from rich.console import Console
 from small import command, refused, settings
 from torch import Tensor, nn
 
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.diagnose import diagnose, parse_levels
 from iekd.compress.diagnostics.channels import active_channels, is_rectified
 from iekd.compress.diagnostics.cka import likeness, random_differences

@@ -16,7 +16,7 @@ from small import settings
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.data import wrap_datasets
 from iekd.compress.diagnose import diagnose
 from iekd.compress.given import digest_of
@@ -111,12 +111,26 @@ def test_a_run_does_not_go_on_with_other_weights_of_the_same_name(tmp_path: Path
 def test_a_teacher_that_is_taken_as_trained_is_told_how_its_images_are_normalised(tmp_path: Path) -> None:
     notes = Notes()
     distil(tmp_path / "run", network(0), "tiny_networks:student", notes, objective="kd")
-    assert any("taken as trained, on images of mean (0.485, 0.456, 0.406)" in text for text in notes.texts)
+    assert any("taken as trained, on images of mean 0.485,0.456,0.406 and" in text for text in notes.texts)
     told = Notes()
     distil(tmp_path / "named", "tiny_networks:teacher", "tiny_networks:student", told, objective="kd")
     distil(tmp_path / "second", str(tmp_path / "named" / "teacher"), "tiny_networks:student", told, objective="kd")
     distil(tmp_path / "mutual", network(0), "tiny_networks:student", told, objective="dml")
     assert not any("taken as trained" in text for text in told.texts)
+
+
+def test_a_teachers_own_normalisation_is_given_and_travels_with_the_student(tmp_path: Path) -> None:
+    told = Notes()
+    own: dict[str, Any] = {"objective": "kd", "mean": "0.5", "std": "0.1,0.2,0.3"}
+    distil(tmp_path / "run", network(0), "tiny_networks:student", told, **own)
+    assert not any("taken as trained" in text for text in told.texts)
+    about = json.loads((tmp_path / "run" / "student" / "model.json").read_text())["preprocessing"]
+    assert (about["mean"], about["std"]) == ([0.5, 0.5, 0.5], [0.1, 0.2, 0.3])
+    distil(tmp_path / "named", "tiny_networks:teacher", "tiny_networks:student", **own)
+    teacher = str(tmp_path / "named" / "teacher")
+    distil(tmp_path / "again", teacher, "tiny_networks:student", **own)
+    with pytest.raises(InputError, match=r"was trained on images of mean 0\.5,0\.5,0\.5 and standard deviation 0\.1,"):
+        distil(tmp_path / "other", teacher, "tiny_networks:student", objective="kd", mean="0.4")
 
 
 def test_teachers_of_other_images_are_no_ensemble(tmp_path: Path) -> None:

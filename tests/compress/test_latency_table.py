@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from small import search_settings, settings
 
 from iekd.compress import measure
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.observer import Observer
 from iekd.compress.one_measurement import lock_file, one_measurement
 from iekd.compress.quantizers import SCHEMES, comparison

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from iekd.compress.choice import choose
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.data import load_data
 from iekd.compress.diagnostics.finished_run import shipped
 from iekd.compress.make_report import make_report

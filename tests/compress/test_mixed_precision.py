@@ -13,7 +13,7 @@ from small import settings
 from tiny_networks import teacher
 from torch import Tensor, nn
 
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.job import emulation, make_accelerator
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages

@@ -20,7 +20,7 @@ from small import settings
 from torch import Tensor
 
 from iekd.compress import together
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.objectives import OBJECTIVES, ObjectiveSettings, build_mutual
 from iekd.compress.objectives.mutual import DeepMutual, MutualWeights, Switchable, teacher_waits
 from iekd.compress.observer import Observer

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from small import settings
 
 import iekd
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.diagnose import diagnose
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages

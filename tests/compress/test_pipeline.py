@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from small import environment_of, settings
 
 import iekd
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.data import wrap_datasets
 from iekd.compress.objectives.base import Objective
 from iekd.compress.observer import Observer

@@ -19,7 +19,8 @@ from small import settings
 
 import iekd
 from iekd.compress import qat, variants
-from iekd.compress.config import RunConfig, make_config
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config
 from iekd.compress.distill import later_config
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import grids_to_train, left_out, precisions_asked, require_quantizers

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from accelerate import Accelerator
 
-from iekd.compress.config import RunConfig, make_config
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config
 from iekd.compress.observer import Observer
 from iekd.compress.run_folder import RunFolder
 from iekd.compress.searching.storage import open_storage

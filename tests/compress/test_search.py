@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from iekd.compress import search as search_module
 from iekd.compress.cli import app
-from iekd.compress.config import RunConfig, make_config
+from iekd.compress.config import RunConfig
+from iekd.compress.config_input import make_config
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import require_quantizers
 from iekd.compress.search import limits_of, search

@@ -8,7 +8,7 @@ import re
 from report_samples import sample_report
 from rich.console import Console
 
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.search_command import _print
 from iekd.compress.searching.outcome import Limits, judge, points_of
 from iekd.compress.searching.space import Candidate

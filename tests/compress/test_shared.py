@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iekd.compress.config import make_config
+from iekd.compress.config_input import make_config
 from iekd.compress.shared import SharedAnswers, answers_of, shared_checkpoints, shared_facts, shared_file
 from iekd.compress.views import Batch
 from iekd.models.taps import Features, TapShape

@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -153,8 +154,8 @@ def test_what_wraps_a_network_in_training_does_not_matter(prefix: str, tmp_path:
         (torch.ones(2), "holds a Tensor and no weights"),
         ({"epoch": 3, "optimizer": {}}, "holds no weights; its keys are: epoch, optimizer"),
         (
-            {"state_dict": {}, "args": argparse.Namespace(lr=1)},
-            r"objects beside tensors \(argparse.Namespace\).*state_dict",
+            {"state_dict": {}, "args": types.SimpleNamespace(lr=1)},
+            r"objects beside tensors \(types.SimpleNamespace\).*state_dict",
         ),
     ],
 )
@@ -165,9 +166,11 @@ def test_files_that_hold_no_weights_are_told_by_what_they_hold(content: object, 
     assert "\x1b" not in str(told.value)
 
 
-def test_averaged_weights_alone_are_taken(tmp_path: Path) -> None:
-    torch.save({"epoch": 3, "state_dict_ema": {"weight": torch.ones(2)}}, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").keys() == {"weight"}
+@pytest.mark.parametrize("beside", [{}, {"state_dict": {"weight": torch.zeros(2)}}], ids=["alone", "beside plain ones"])
+def test_averaged_weights_are_taken_of_what_a_training_script_saves(beside: dict[str, object], tmp_path: Path) -> None:
+    averaged = {"arch": "resnet18", "args": argparse.Namespace(lr=1), "state_dict_ema": {"weight": torch.ones(2)}}
+    torch.save({**averaged, **beside}, tmp_path / "w.pth.tar")
+    assert torch.equal(read_weights(tmp_path / "w.pth.tar")["weight"], torch.ones(2))
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224"])
