@@ -20,7 +20,7 @@ from iekd.compress.datasets.source import Labels
 from iekd.compress.job import Job
 from iekd.compress.precisions import INSTALL, precisions_asked
 from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
-from iekd.compress.quantizers.candidates import name_layers
+from iekd.compress.quantizers.candidates import LATENCY_SECONDS, name_layers
 from iekd.compress.quantizers.simulated import GRIDS
 from iekd.compress.targets import TARGETS
 from iekd.compress.views import chosen_arrays
@@ -220,6 +220,7 @@ class _Maker:
                 enforce=enforce,
                 target=self.target.name,
                 threads=job.config.threads or 0,
+                latency_seconds=min(LATENCY_SECONDS, job.config.bench_seconds),
             )
             self._remove(precision)  # what was tried before may be in another format, under another name
             try:

@@ -14,6 +14,8 @@ from iekd.deploy.results import Accuracy
 SAME_ACCURACY = 0.001
 """A recipe within a tenth of a point of the most accurate one, or within one image, may win by its latency."""
 SAME_LATENCY = 1.02
+LATENCY_SECONDS = 2.0
+"""Of each recipe's best file, where latency decides and nothing else is said."""
 NAMED = 3
 """Layers that a message names."""
 
@@ -39,7 +41,7 @@ class QuantizeSettings:
     """The board, where it is known: a precision that it lacks is refused."""
     threads: int = 0
     """Of the sessions; 0: the runtime's default."""
-    latency_seconds: float = 2.0
+    latency_seconds: float = LATENCY_SECONDS
     """Measured for each recipe, where latency decides."""
 
 

@@ -43,7 +43,7 @@ from iekd.models.registry import Architecture, count_macs
 from iekd.models.taps import Tapped
 
 WANTED = {
-    "student": "mobilenetv2_050",
+    "student": "test_efficientnet",
     "prune": 0.4,
     "prune_steps": 2,
     "prune_epochs": 1,
@@ -110,10 +110,11 @@ def test_a_run_stopped_while_recovering_ends_with_the_same_weights(squeezed: Pat
                 raise KeyboardInterrupt
 
     folder = tmp_path / "run"
-    given = settings(**WANTED, out=str(folder))
+    config = make_config(settings(**WANTED, out=str(folder)))
+    given = config, config.teacher, config.student, config.data
     with pytest.raises(KeyboardInterrupt):
-        iekd.run(**given, observer=Stop())
-    iekd.run(**given)
+        run_stages(*given, Stop(), until="prune")
+    run_stages(*given, Observer(), until="prune")
     ours, theirs = (load_file(where / "pruned" / "model.safetensors") for where in (folder, squeezed))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
