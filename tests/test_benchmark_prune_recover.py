@@ -24,7 +24,7 @@ from iekd.models.registry import Architecture, build  # noqa: E402
 def recover(folder: Path) -> list[str]:
     """What the benchmark says, line by line."""
     networks = ("--teacher", "tiny_networks:teacher", "--student", "tiny_networks:prunable", "--size", "16")
-    training = ("--fewer", "0.5", "--steps", "2", "--base-epochs", "1", "--epochs", "2", "--train-limit", "64")
+    training = ("--fewer", "0.5", "--steps", "2", "--base-epochs", "1", "--epochs", "1", "--train-limit", "64")
     flags = (*networks, *training, "--val-limit", "40", "--bench-seconds", "0.05")
     environment = environment_of(XDG_CACHE_HOME=str(folder / "cache"))
     result = run_script(

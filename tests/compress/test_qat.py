@@ -23,6 +23,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
 from iekd.compress.distill import later_config
 from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
 from iekd.compress.precisions import grids_to_train, left_out, precisions_asked, require_quantizers
 from iekd.compress.qat import qat_epochs
 from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
@@ -102,10 +103,12 @@ def test_a_stopped_training_ends_with_the_same_weights(trained: Path, tmp_path: 
     shutil.copytree(trained, folder)
     for part in (folder / "variants", folder / "checkpoints" / "qat"):
         shutil.rmtree(part)
+    config = make_config(tiny(out=str(folder)))
+    given = config, config.teacher, config.student, config.data
     with pytest.raises(KeyboardInterrupt):
-        iekd.run(**tiny(out=str(folder)), observer=Stop())
+        run_stages(*given, Stop(), until="quantize")
     assert not (folder / QAT_ARTEFACT).exists()
-    run(folder)
+    run_stages(*given, Observer(), until="quantize")
     ours, theirs = (load_file(place / QAT_ARTEFACT / "model.safetensors") for place in (folder, trained))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 

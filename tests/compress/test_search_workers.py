@@ -207,7 +207,7 @@ def test_what_this_process_left_behind_is_free(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_commands_share_one_search_and_agree(tmp_path: Path) -> None:
     flags = as_flags(search_settings(tmp_path / "study", min_retained=0.01))
-    flags += ["--prunes", "0", "--sizes", "16,24", "--trials", "3", "--short-epochs", "1", "--winners", "1"]
+    flags += ["--prunes", "0", "--sizes", "16", "--trials", "2", "--short-epochs", "1", "--winners", "1"]
     paths = {"PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parents[2] / 'src'}"}
     environment = environment_of(**paths)
     both = [
@@ -218,7 +218,7 @@ def test_two_commands_share_one_search_and_agree(tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], said
     assert said[0].splitlines()[-1] == said[1].splitlines()[-1]
     outcome = json.loads((tmp_path / "study" / "search.json").read_text())
-    for phase, count in (("short", 3), ("full", 1)):
+    for phase, count in (("short", 2), ("full", 1)):
         assert len(list((tmp_path / "study" / phase).iterdir())) == count
     again = command("search", *flags, **paths)
     assert again.returncode == 0
