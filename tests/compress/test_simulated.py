@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
 from iekd.compress.quantizers import SCHEMES
+from iekd.compress.quantizers.nncf import _quiet
 from iekd.compress.quantizers.simulated import GRIDS, Grid, Simulated
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Tapped
@@ -178,3 +181,10 @@ def test_what_trains_in_bf16_simulates_in_float32() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         logits = simulated(images().bfloat16()).logits
     assert logits.dtype == torch.float32
+
+
+def test_what_torch_says_of_a_cuda_without_a_gpu_stays_off_the_terminal() -> None:
+    told = logging.getLogger("torch.utils.cpp_extension")
+    with _quiet():
+        assert not told.isEnabledFor(logging.WARNING)
+    assert told.isEnabledFor(logging.WARNING)
