@@ -1,35 +1,20 @@
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 
 import pytest
+from exporter import list_operators_once
 from small import command, settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+list_operators_once()
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the project keeps between runs must not reach from one test, or from the developer's home, into another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _exporters_operators_are_listed_once() -> None:
-    """torch.onnx lists all of its operators anew for each export, which is most of the time that a small one takes."""
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
-
-    list_all = functools.cache(ONNXRegistry.from_torchlib)
-
-    def listed(**version: int) -> ONNXRegistry:
-        ready, registry = list_all(**version), ONNXRegistry()
-        registry._opset_version = ready.opset_version
-        registry.functions = {name: list(entries) for name, entries in ready.functions.items()}
-        return registry
-
-    ONNXRegistry.from_torchlib = staticmethod(listed)  # type: ignore[method-assign,assignment]
 
 
 @pytest.fixture(scope="session")

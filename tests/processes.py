@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-PRELOADED = ["iekd.compress.cli", "iekd.compress.pipeline", "iekd.compress.search", "iekd.compress.bench"]
-
 
 def run_forked(
     work: Callable[..., Any], *args: Any, environment: Mapping[str, str], cwd: Path | None = None, timeout: float = 300
@@ -59,8 +57,10 @@ def _script(path: Path, args: Sequence[str]) -> None:
 def forking() -> ForkServerContext:
     """Of :mod:`multiprocessing`, for processes that a test watches itself."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    forkserver.ensure_running()
+    context.set_forkserver_preload(["preloaded"])
+    here = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    with mock.patch.dict(os.environ, PYTHONPATH=here):
+        forkserver.ensure_running()
     return context
 
 
@@ -72,4 +72,5 @@ def _child(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    multiprocessing.set_start_method(None, force=True)  # a command's own, and not how this process came to be
     work(*args)
