@@ -27,6 +27,8 @@ PLAIN = -1
 """The view without augmentation."""
 
 _MAX_AUTO_WORKERS = 4
+_START = "fork"
+"""How workers start.  What Python 3.14 prefers would import torch anew in each, several seconds, at every epoch."""
 _PLAIN_BATCH = 64
 _EPOCH_STREAM, _VIEW_STREAM = 0, 1
 
@@ -186,6 +188,7 @@ def _loader(
         drop_last=drop_last,
         collate_fn=_collate,
         num_workers=workers,
+        multiprocessing_context=_START if workers else None,
         pin_memory=torch.cuda.is_available(),
         # A loader without a generator of its own draws the workers' seeds from the global one, and so moves it.
         generator=torch.Generator().manual_seed(0),

@@ -72,5 +72,4 @@ def _child(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
-    multiprocessing.set_start_method(None, force=True)  # a command's own, and not how this process came to be
     work(*args)

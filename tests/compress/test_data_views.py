@@ -203,6 +203,13 @@ def test_targets_belong_to_their_images(data):
         assert torch.equal(batch.image[0], views(data)[int(batch.index[0]), 0].image)
 
 
+def test_workers_start_alike_whatever_the_platform_prefers(data):
+    dataset = views(data)
+    loader = plain_loader(dataset, batch_size=10, workers=1)
+    assert loader.multiprocessing_context.get_start_method() == "fork"
+    assert plain_loader(dataset, batch_size=10, workers=0).multiprocessing_context is None
+
+
 def test_plain_loader_gives_all_in_order(data):
     dataset = ViewDataset(data.val, PREPROCESSING, "strong", 0)
     got = list(plain_loader(dataset, batch_size=10, workers=0))
