@@ -31,7 +31,7 @@ from iekd.models.registry import Architecture, build, count_macs
 
 
 def test_a_file_is_quantised_and_its_cost_told(finished_run: Path, tmp_path: Path) -> None:
-    given = ("--data", "digits", "--val-fraction", "0.8", "--max-drop", "1", "--calibration-images", "32")
+    given = ("--data", "digits", "--max-drop", "1", "--calibration-images", "32")
     made = command("quantize", str(finished_run / "student.onnx"), "-o", "q.onnx", *given, cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert " validation images" in made.stdout

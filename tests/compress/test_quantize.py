@@ -69,6 +69,17 @@ def test_the_latency_of_x86_files_is_measured(exported: Path, tmp_path: Path) ->
     assert sorted(timed) == recipes, "the latencies that decided are kept, one a recipe"
 
 
+def test_every_file_is_written_and_judged_once(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judging takes most of the time where there are many images to judge by."""
+    judged: list[object] = []
+    real = comparison.Judge.accuracy
+    monkeypatch.setattr(
+        comparison.Judge, "accuracy", lambda self, session: judged.append(session) or real(self, session)
+    )
+    result = quantize(exported, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=FAST, **given(exported))  # type: ignore[arg-type]
+    assert len(judged) == 1 + len(result.candidates), "the float network and each candidate"
+
+
 def test_attention_may_stay_in_float(tmp_path: Path) -> None:
     """Its products have no weights that eight bits would make smaller, and cost two quantisations each."""
     source, scheme = write_transformer(tmp_path / "float.onnx"), "int8-x86-onnxruntime"
