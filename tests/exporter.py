@@ -18,5 +18,5 @@ def _listed(**version: int) -> ONNXRegistry:
 
 def list_operators_once() -> None:
     """From now on, in this process and in those forked from it."""
-    ONNXRegistry.from_torchlib = staticmethod(_listed)  # type: ignore[method-assign,assignment]
+    ONNXRegistry.from_torchlib = staticmethod(_listed)
     _list_all(opset_version=ONNXRegistry().opset_version)  # as the exporter asks

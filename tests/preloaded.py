@@ -1,7 +1,6 @@
 """What a process of its own finds loaded: imports alone, since a process that has computed cannot be forked safely."""
 
-# ruff: noqa: F401
-# mypy: disable-error-code="import-untyped"
+# ruff: noqa: F401 - what is imported here is used where processes are forked
 
 from __future__ import annotations
 
