@@ -58,7 +58,7 @@ def forking() -> ForkServerContext:
     """Of :mod:`multiprocessing`, for processes that a test watches itself."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["preloaded"])
-    here = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    here = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     with mock.patch.dict(os.environ, PYTHONPATH=here):
         forkserver.ensure_running()
     return context

@@ -52,7 +52,7 @@ def cut_half_written(journal: Path) -> None:
 def require_optuna() -> None:
     """Raise EnvironmentMissingError unless Optuna is installed."""
     try:
-        import optuna  # noqa: F401
+        import optuna  # noqa: F401 - is it there?
     except ImportError as error:
         raise EnvironmentMissingError(
             "searching needs Optuna, which is not installed.", "pip install 'iekd-compress[search]'"

@@ -76,7 +76,7 @@ def test_every_file_is_written_and_judged_once(exported: Path, tmp_path: Path, m
     monkeypatch.setattr(
         comparison.Judge, "accuracy", lambda self, session: judged.append(session) or real(self, session)
     )
-    result = quantize(exported, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=FAST, **given(exported))  # type: ignore[arg-type]
+    result = quantize(exported, tmp_path / "q.onnx", scheme="int8-tensorrt", settings=FAST, **given(exported))
     assert len(judged) == 1 + len(result.candidates), "the float network and each candidate"
 
 
