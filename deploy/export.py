@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +16,7 @@ from torch import nn
 from iekd import __version__
 from iekd.deploy.node_names import name_nodes
 from iekd.deploy.openvino_format import is_openvino, read_entries
+from iekd.deploy.quiet import quiet
 from iekd.errors import InputError, VerificationError
 from iekd.files import atomic_file
 from iekd.models.preprocessing import Preprocessing
@@ -57,7 +54,7 @@ def export_onnx(
     twin = copy.deepcopy(network).cpu().float().eval()
     images = torch.zeros(2, 3, preprocessing.size, preprocessing.size)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 twin,
                 (images,),
@@ -109,7 +106,7 @@ def sketch_onnx(network: nn.Module, path: Path, size: int) -> None:
 
     twin = copy.deepcopy(network).cpu().float().eval()
     try:
-        with _quiet():
+        with quiet():
             torch.onnx.export(
                 twin,
                 (torch.zeros(2, 3, size, size),),
@@ -162,7 +159,7 @@ def _simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """
     import onnxslim
 
-    with _quiet():
+    with quiet():
         slim = onnxslim.slim(copy.deepcopy(model))
     batch = slim.graph.input[0].type.tensor_type.shape.dim[0]
     names = [entry.name for entry in (*slim.graph.input, *slim.graph.output)]
@@ -170,22 +167,6 @@ def _simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
         raise VerificationError(f"simplifying {name} lost its dynamic batch or its names.", "Please report this.")
     result: onnx.ModelProto = slim
     return result
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress, hints and deprecations off the terminal; errors still raise."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "onnxslim", "ONNXSlim")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def as_batch(images: Sequence[np.ndarray]) -> np.ndarray:

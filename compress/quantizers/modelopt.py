@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import logging
 import sys
-import warnings
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from iekd.compress.calibration import Calibration
+from iekd.deploy.quiet import quiet
 from iekd.errors import EnvironmentMissingError
 
 INSTALL = "pip install nvidia-modelopt requests onnx-graphsurgeon lief"
@@ -37,7 +36,7 @@ class Fp8:
 
         source = path.with_name(f"{path.stem}-float.onnx")
         onnx.save(self._calibration.model, str(source))
-        with _quiet(), _quantizer_kept():
+        with quiet(logging.CRITICAL), _quantizer_kept():
             quantize(
                 str(source),
                 quantize_mode="fp8",
@@ -52,7 +51,7 @@ class Fp8:
 
 def _require() -> None:
     try:
-        with _quiet():
+        with quiet(logging.CRITICAL):
             import modelopt.onnx.quantization  # noqa: F401
     except ImportError as error:
         lacks = f"{error.name} is missing" if error.name else str(error).splitlines()[0]  # modelopt raises its own
@@ -87,16 +86,3 @@ def _quantizer_kept() -> Iterator[None]:
 
 def _is_quantizer_class(value: Any) -> bool:
     return isinstance(value, type) and value.__module__.startswith("onnxruntime.quantization")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's log off the terminal."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

@@ -5,13 +5,10 @@ The ONNX form of the same quantisation runs up to 20 % slower in OpenVINO (docs/
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from iekd.compress.calibration import Calibration
 from iekd.compress.quantizers.onnxruntime import is_transformer
 from iekd.deploy.openvino_core import core, signal_stack_kept
 from iekd.deploy.openvino_format import LAYERS, SUFFIX, write_entries
+from iekd.deploy.quiet import quiet
 from iekd.errors import EnvironmentMissingError
 
 INSTALL = "pip install 'iekd-compress[quantize]'"
@@ -53,7 +51,7 @@ class Nncf:
         model = self._float_model()
         images = self._calibration.images
         ignored = _left_in_float(model, set(kept_float))
-        with _quiet(), signal_stack_kept():
+        with quiet(), signal_stack_kept():
             quantized = nncf.quantize(
                 model,
                 nncf.Dataset([image[np.newaxis] for image in images]),
@@ -122,19 +120,3 @@ def _require() -> None:
             import openvino  # noqa: F401
     except ImportError as error:
         raise EnvironmentMissingError("NNCF and OpenVINO are not installed.", INSTALL) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's progress bars and log off the terminal, and what torch says of a CUDA without a GPU."""
-    loggers = [logging.getLogger(name) for name in ("nncf", "torch.utils.cpp_extension")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +11,7 @@ import onnx
 
 from iekd.compress.calibration import METHODS, Calibration
 from iekd.deploy.graph_checks import WEIGHTED, Graph
+from iekd.deploy.quiet import quiet
 from iekd.errors import EnvironmentMissingError
 
 INSTALL = "pip install 'iekd-compress[cpu]'"
@@ -92,7 +90,7 @@ class OrtQuantizer:
             return copy.deepcopy(self._calibration.model)
         others = (node for node in self._others if node.name not in self._layers)
         wanted = [*layers, *(node.name for node in others if not self._graph.left_in_float(node, kept_float))]
-        with _quiet():
+        with quiet():
             quantizer = QDQQuantizer(
                 copy.deepcopy(self._model),
                 per_channel=True,
@@ -152,15 +150,3 @@ def _require() -> None:
         import onnxruntime.quantization  # noqa: F401
     except ImportError as error:
         raise EnvironmentMissingError("ONNX Runtime is not installed.", INSTALL) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library's prints and its hints on the root logger off the terminal."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(previous)

@@ -7,12 +7,7 @@ it takes a compiler, and on a busy machine longer than the minute after which th
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import os
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from iekd.deploy.quiet import quiet
 from iekd.errors import EnvironmentMissingError
 from iekd.models.taps import Features, Tapped
 
@@ -123,7 +119,7 @@ def require_nncf() -> None:
     """Raise EnvironmentMissingError unless NNCF can be imported."""
     os.environ.setdefault("NNCF_CI", "1")  # no telemetry
     try:
-        with _quiet():
+        with quiet():
             import nncf.torch  # noqa: F401
     except ImportError as error:
         raise EnvironmentMissingError("--qat needs NNCF, which is not installed.", INSTALL) from error
@@ -144,7 +140,7 @@ def _placed(tapped: Tapped, image: Tensor) -> Tapped:
         weights_quantization_params=advanced.QuantizationParameters(per_channel=True),
     )
     transformer = any(isinstance(module, nn.LayerNorm) for module in tapped.modules())
-    with _quiet():
+    with quiet():
         placed: Tapped = nncf.quantize(
             tapped,
             nncf.Dataset([image]),
@@ -202,16 +198,3 @@ def _activations(grid: Grid, *, shared: bool) -> Any:
     if shared:  # a running mean of different maps would be the range of none
         return FakeQuantize(MinMaxObserver, **numbers)  # type: ignore[no-untyped-call]  # PyTorch's has no types
     return FusedMovingAvgObsFakeQuantize(MovingAverageMinMaxObserver, averaging_constant=_FOLLOW, **numbers)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars and hints off the terminal."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(previous)

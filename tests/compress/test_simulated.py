@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from iekd.compress.quantizers import SCHEMES
-from iekd.compress.quantizers.nncf import _quiet
 from iekd.compress.quantizers.simulated import GRIDS, Grid, Simulated
+from iekd.deploy.quiet import quiet
 from iekd.models.registry import Architecture, build
 from iekd.models.taps import Tapped
 
@@ -185,6 +185,6 @@ def test_what_trains_in_bf16_simulates_in_float32() -> None:
 
 def test_what_torch_says_of_a_cuda_without_a_gpu_stays_off_the_terminal() -> None:
     told = logging.getLogger("torch.utils.cpp_extension")
-    with _quiet():
+    with quiet():
         assert not told.isEnabledFor(logging.WARNING)
     assert told.isEnabledFor(logging.WARNING)
