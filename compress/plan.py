@@ -13,11 +13,13 @@ from torch import nn
 
 from iekd.compress.config import RunConfig, Triple
 from iekd.compress.data import ImageData
+from iekd.compress.learning_rate import peak_rate
 from iekd.compress.objectives.catalogue import is_labels_alone, is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import left_out
-from iekd.compress.teacher import PRETRAINED_LR, SCRATCH_LR, decide_weights
+from iekd.compress.teacher import decide_weights
 from iekd.compress.unread import unread_note
+from iekd.compress.untrained import untrained
 from iekd.errors import InputError
 from iekd.models.checkpoint import read_description
 from iekd.models.ensemble import member_names
@@ -76,7 +78,12 @@ def make_plan(
     classes = len(data.classes)
     teacher_origin, teacher_why = decide_weights(teacher, config.teacher_weights, classes, size)
     student_origin, student_why = decide_weights(student, config.student_weights, classes, size)
-    teacher_epochs = _teacher_epochs(config, teacher_origin)
+    teacher_epochs, epochs = _teacher_epochs(config, teacher_origin), config.epochs or STUDENT_EPOCHS
+
+    def rate(given: str | nn.Module, origin: str, epochs: int) -> float:
+        steps = epochs * (len(data.train) // config.batch_size)
+        return peak_rate(lambda: untrained(given, classes, size), origin, steps)
+
     notes = (
         *(() if is_mutual(config.objective) else _normalisation_notes(config, teacher_origin, teacher_epochs, base)),
         *_scratch_notes({"teacher": teacher_why, "student": student_why}),
@@ -95,9 +102,9 @@ def make_plan(
         teacher_origin=teacher_origin,
         student_origin=student_origin,
         teacher_epochs=teacher_epochs,
-        epochs=config.epochs or STUDENT_EPOCHS,
-        teacher_lr=config.teacher_lr or (SCRATCH_LR if teacher_origin == "scratch" else PRETRAINED_LR),
-        lr=config.lr or (SCRATCH_LR if student_origin == "scratch" else PRETRAINED_LR),
+        epochs=epochs,
+        teacher_lr=config.teacher_lr or rate(teacher, teacher_origin, teacher_epochs or epochs),
+        lr=config.lr or rate(student, student_origin, epochs),
         notes=notes,
     )
 

@@ -16,6 +16,7 @@ from iekd.compress.calibration import choose_numbers
 from iekd.compress.config import RunConfig
 from iekd.compress.distill import Schedule, distill_network, later_config
 from iekd.compress.job import Job
+from iekd.compress.learning_rate import SCRATCH
 from iekd.compress.plan import Plan
 from iekd.compress.quantizers.simulated import GRIDS, Simulated
 from iekd.compress.targets import TARGETS
@@ -30,7 +31,8 @@ from iekd.models.taps import Tapped
 
 NAME = "qat"
 LR_SHARE = 0.1
-"""Of the student's learning rate: the weights are near where they should be."""
+"""Of the student's learning rate, or of a long training's where that is lower: the weights are near where they should
+be."""
 EPOCH_SHARE = 4
 """A quarter of the student's epochs, where the settings leave it open."""
 _VERIFY_IMAGES = 64
@@ -54,7 +56,7 @@ def train_quantized(scheme: str, plan: Plan, job: Job, teacher: nn.Module, given
     """
     source = job.folder / ("pruned" if job.config.prune else "student")
     artefact = load_artefact(source, None if isinstance(given, str) else given)
-    schedule = Schedule(NAME, plan.lr * LR_SHARE, qat_epochs(job.config, plan.epochs))
+    schedule = Schedule(NAME, min(plan.lr, SCRATCH) * LR_SHARE, qat_epochs(job.config, plan.epochs))
     own = dataclasses.replace(job, config=later_config(job.config))
     curves = train_network_quantized(artefact.network, teacher, schedule, own, scheme)
     facts = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,10 +20,9 @@ from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantizers.simulated import Simulated
 from iekd.compress.targets import TARGETS
 from iekd.compress.unread import unread_settings
+from iekd.compress.untrained import untrained
 from iekd.errors import InputError
-from iekd.models.checkpoint import read_description
-from iekd.models.ensemble import Ensemble, member_names
-from iekd.models.registry import Architecture, build, check_classes, ensemble_of, is_artefact, resolve
+from iekd.models.ensemble import Ensemble
 from iekd.models.taps import Tapped
 
 
@@ -42,7 +39,7 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
         parse_objective(config.objective)  # a misspelt name need not wait for networks
     _check_fewest_images(config)
     size = plan.image_size
-    networks = [_untrained(given, classes, size) for given in (teacher, student)]
+    networks = [untrained(given, classes, size) for given in (teacher, student)]
     if isinstance(networks[1], Ensemble):
         raise InputError(f"the student is one network, not those of '{student}'.", "Name one.")
     _check_named_taps(config, networks, size)
@@ -141,19 +138,3 @@ def _with_distinct_scales(network: nn.Module) -> nn.Module:
         if name.endswith("weight") and parameter.dim() == 1:
             parameter.copy_(torch.linspace(0.5, 1.5, len(parameter)))
     return twin
-
-
-def _untrained(given: str | nn.Module, classes: int, size: int) -> nn.Module:
-    if isinstance(given, nn.Module):
-        check_classes(given, type(given).__name__, classes, size)
-        return given
-    return build(_architecture(given), classes, size)
-
-
-def _architecture(given: str) -> Architecture:
-    parts = member_names(given)
-    if len(parts) > 1:
-        return ensemble_of([_architecture(part) for part in parts])
-    if is_artefact(given):
-        return Architecture(**json.loads(json.dumps(read_description(Path(given))["architecture"])))
-    return resolve(given)

@@ -25,9 +25,6 @@ from iekd.models.ensemble import Ensemble, member_names
 from iekd.models.hub import load_pretrained
 from iekd.models.registry import Architecture, build, check_classes, ensemble_of, is_artefact, resolve
 
-SCRATCH_LR = 2e-3
-PRETRAINED_LR = 3e-4
-
 
 class Supervised(nn.Module):
     """Cross-entropy on the labels."""

@@ -22,10 +22,11 @@ from iekd.compress import qat, variants
 from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
 from iekd.compress.distill import later_config
+from iekd.compress.learning_rate import SCRATCH
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.precisions import grids_to_train, left_out, precisions_asked, require_quantizers
-from iekd.compress.qat import qat_epochs
+from iekd.compress.qat import LR_SHARE, qat_epochs
 from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import QAT_ARTEFACT, make_variants
@@ -82,6 +83,7 @@ def test_the_runs_own_objective_trains_and_its_terms_are_reported(trained: Path)
     assert any("ie-ft+kd under simulated quantisation" in note for note in report.notes)
     (stage,) = (stage for stage in report.stages if stage.name == "quantize")
     assert stage.epochs == 2
+    assert max(curves["lr"]) <= SCRATCH * LR_SHARE  # the student's own, of so few steps, is higher
 
 
 def test_the_artefact_reloads_and_its_file_is_quantised(trained: Path) -> None:

@@ -212,7 +212,8 @@ def test_where_no_fast_one_is_accurate_the_slow_ones_are_tried(tmp_path: Path, m
         return {"latency": {"fp32": table[candidate.student] * candidate.size}}
 
     monkeypatch.setattr(LatencyTable, "_measure", measure)
-    given = as_flags(tiny(tmp_path / "study", max_latency="200ms", min_retained=2.0))
+    slow = {"lr": 1e-5, "min_retained": 2.0}  # else a student of these is soon twice as good as its teacher
+    given = as_flags(tiny(tmp_path / "study", max_latency="200ms", **slow))
     result = invoke(
         *given, "--prunes", "0", "--sizes", "16,24", "--trials", "1", "--short-epochs", "1", "--winners", "1"
     )
