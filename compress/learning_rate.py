@@ -26,13 +26,18 @@ UNNORMALIZED = 1e-3
 def peak_rate(network: Callable[[], nn.Module], origin: str, steps: int) -> float:
     """Of a training of ``steps`` steps.
 
+    What a Python function or object gives may be trained or not: its batch normalisations know.
+
     Args:
-        network: builds what is trained; not called where its weights are not fresh.
+        network: builds what is trained; not called where its weights are known to be trained.
         origin: of its first weights, as :func:`iekd.compress.teacher.decide_weights` says it.
         steps: of the whole training.
     """
-    if origin != "scratch":
+    if origin not in ("scratch", "object"):
         return PRETRAINED
-    if not any(isinstance(module, _BatchNorm) for module in network().modules()):
-        return UNNORMALIZED
+    norms = [module for module in network().modules() if isinstance(module, _BatchNorm)]
+    if not norms:
+        return UNNORMALIZED if origin == "scratch" else PRETRAINED
+    if any(norm.running_mean is not None and norm.running_mean.any() for norm in norms):
+        return PRETRAINED  # it has seen images
     return min(SHORT, SCRATCH * math.sqrt(max(1.0, LONG / max(1, steps))))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import timm
+import torch
 from small import settings
 from torch import nn
 
@@ -35,7 +36,16 @@ def test_a_transformer_keeps_its_own(steps: int) -> None:
     assert peak_rate(transformer, "scratch", steps) == UNNORMALIZED
 
 
-@pytest.mark.parametrize("origin", ["hub", "file", "artefact", "object"])
+def test_a_network_from_python_is_known_by_what_its_normalisations_have_seen() -> None:
+    fresh, trained = convolutional(), convolutional()
+    trained(torch.ones(2, 3, 8, 8))
+
+    assert [peak_rate(lambda: fresh, origin, 88) for origin in ("scratch", "object")] == [SHORT, SHORT]
+    assert [peak_rate(lambda: trained, origin, 88) for origin in ("scratch", "object")] == [PRETRAINED, PRETRAINED]
+    assert peak_rate(lambda: nn.Linear(2, 2), "object", 88) == PRETRAINED  # nothing tells
+
+
+@pytest.mark.parametrize("origin", ["hub", "file", "artefact"])
 def test_trained_weights_keep_theirs_and_are_not_built_to_be_asked(origin: str) -> None:
     def never() -> nn.Module:
         raise AssertionError("built")
