@@ -1,8 +1,8 @@
 """The peak of the learning rate where the settings leave it open.
 
 Measured with AdamW at batches of 64, gradients clipped to norm 5, from scratch (docs/results.md, "The learning rate of
-a short training"): the fewer the steps, the larger they have to be.  A network without batch normalisation, as
-transformers are, does not bear that.
+a short training"): the fewer the steps, the larger they have to be.  A transformer does not bear that, and what has no
+normalisation at all is not trusted to.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SCRATCH = 2e-3
 LONG = 5000
 SHORT = 8e-3
 """For a sixteenth of ``LONG`` and fewer."""
-UNNORMALIZED = 1e-3
-"""From scratch without batch normalisation, whatever the steps."""
+DELICATE = 1e-3
+"""From scratch of transformers and of networks without normalisation, whatever the steps."""
 
 
 def peak_rate(network: Callable[[], nn.Module], origin: str, steps: int) -> float:
@@ -35,9 +35,18 @@ def peak_rate(network: Callable[[], nn.Module], origin: str, steps: int) -> floa
     """
     if origin not in ("scratch", "object"):
         return PRETRAINED
-    norms = [module for module in network().modules() if isinstance(module, _BatchNorm)]
-    if not norms:
-        return UNNORMALIZED if origin == "scratch" else PRETRAINED
-    if any(norm.running_mean is not None and norm.running_mean.any() for norm in norms):
+    modules = list(network().modules())
+    batch_norms = [module for module in modules if isinstance(module, _BatchNorm)]
+    if any(norm.running_mean is not None and norm.running_mean.any() for norm in batch_norms):
         return PRETRAINED  # it has seen images
+    if origin == "object" and not batch_norms:
+        return PRETRAINED  # nothing tells
+    if not (batch_norms or _is_plain_and_normalized(modules)):
+        return DELICATE
     return min(SHORT, SCRATCH * math.sqrt(max(1.0, LONG / max(1, steps))))
+
+
+def _is_plain_and_normalized(modules: list[nn.Module]) -> bool:
+    """As ConvNeXt is, and a transformer is not."""
+    attends = any("attention" in type(module).__name__.lower() for module in modules)
+    return not attends and any(isinstance(module, nn.LayerNorm | nn.GroupNorm) for module in modules)

@@ -12,7 +12,7 @@ from torch import nn
 
 from iekd.compress.config_input import make_config
 from iekd.compress.data import load_data
-from iekd.compress.learning_rate import LONG, PRETRAINED, SCRATCH, SHORT, UNNORMALIZED, peak_rate
+from iekd.compress.learning_rate import DELICATE, LONG, PRETRAINED, SCRATCH, SHORT, peak_rate
 from iekd.compress.observer import Observer
 from iekd.compress.plan import Plan, make_plan
 
@@ -28,12 +28,25 @@ def test_the_fewer_the_steps_the_higher_the_rate_within_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("steps", [88, 10 * LONG])
-def test_a_transformer_keeps_its_own(steps: int) -> None:
-    def transformer() -> nn.Module:
-        network: nn.Module = timm.create_model("test_vit", num_classes=10)
-        return network
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: timm.create_model("test_vit"),
+        lambda: timm.create_model("swin_tiny_patch4_window7_224"),
+        lambda: nn.TransformerEncoderLayer(8, 2),
+        lambda: nn.Conv2d(3, 4, 3),
+    ],
+    ids=["ViT", "Swin", "torch's own", "nothing normalised"],
+)
+def test_transformers_and_networks_without_normalisation_keep_their_own(
+    build: Callable[[], nn.Module], steps: int
+) -> None:
+    assert peak_rate(build, "scratch", steps) == DELICATE
 
-    assert peak_rate(transformer, "scratch", steps) == UNNORMALIZED
+
+@pytest.mark.parametrize("name", ["test_convnext", "mobilevit_xxs", "resnet18", "repvgg_a0"])
+def test_normalised_convolutions_bear_it_whatever_normalises_them(name: str) -> None:
+    assert peak_rate(lambda: timm.create_model(name), "scratch", 88) == SHORT
 
 
 def test_a_network_from_python_is_known_by_what_its_normalisations_have_seen() -> None:
