@@ -244,7 +244,7 @@ def test_threads_are_honoured(opened: Callable[..., Session], name: str) -> None
             spent = sorted(after - before.get(task, 0) for task, after in cpu_nanoseconds().items())
         helped[threads] = sum(spent[:-1]) / sum(spent)
         session.close()
-    assert helped[1] < 0.01, "what the process does beside, such as talking to its peers"
+    assert helped[1] < 0.05, "what the process does beside, such as talking to its peers; a second worker has some 50 %"
     assert helped[2] > max(0.001, 3 * helped[1])
 
 
