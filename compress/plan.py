@@ -103,6 +103,7 @@ def make_plan(
         student_origin=student_origin,
         teacher_epochs=teacher_epochs,
         epochs=epochs,
+        # a teacher without epochs of its own may learn together with the student
         teacher_lr=config.teacher_lr or rate(teacher, teacher_origin, teacher_epochs or epochs),
         lr=config.lr or rate(student, student_origin, epochs),
         notes=notes,

@@ -9,15 +9,15 @@ import pytest
 from processes import run_script
 from small import environment_of, settings
 
-TESTS = Path(__file__).parent
-sys.path.insert(0, str(TESTS.parent / "benchmarks"))
+from iekd.compress.config_input import make_config
+from iekd.compress.observer import Observer
+from iekd.compress.pipeline import run_stages
+from iekd.errors import InputError
 
-from training_settings import read_arguments, render, settings_of  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from training_settings import read_arguments, render, settings_of
 
-from iekd.compress.config_input import make_config  # noqa: E402
-from iekd.compress.observer import Observer  # noqa: E402
-from iekd.compress.pipeline import run_stages  # noqa: E402
-from iekd.errors import InputError  # noqa: E402
+SCRIPT = Path(__file__).parent.parent / "benchmarks" / "training_settings.py"
 
 
 @pytest.mark.slow
@@ -29,7 +29,7 @@ def test_rows_are_trained_as_they_say_and_a_second_start_trains_nothing(tmp_path
 
     def train() -> str:
         result = run_script(
-            TESTS.parent / "benchmarks" / "training_settings.py",
+            SCRIPT,
             *("--teacher", str(tmp_path / "teacher" / "teacher"), "--student", "tiny_networks:student"),
             *("--out", str(tmp_path / "out"), "--jobs", "1", "--seeds", "0", "--rows", "usual", "kd_weight=3,lr=0.01"),
             *("--", *(f"{name}={value}" for name, value in tiny.items() if name != "image_size"), "batch_size=32"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -237,15 +238,19 @@ def test_threads_are_honoured(opened: Callable[..., Session], name: str) -> None
     for threads in (1, 2):
         session = opened(name, threads=threads)
         session.run(batch)
-        before = cpu_nanoseconds()
-        spent: list[int] = []
-        while sum(spent) < 5e7:  # the kernel enters processor time at its ticks
-            session.run(batch)
-            spent = sorted(after - before.get(task, 0) for task, after in cpu_nanoseconds().items())
-        helped[threads] = sum(spent[:-1]) / sum(spent)
+        helped[threads] = statistics.median(share_of_helpers(session, batch) for _ in range(5))
         session.close()
-    assert helped[1] < 0.05, "what the process does beside, such as talking to its peers; a second worker has some 50 %"
+    assert helped[1] < 0.01, "what the process does beside, such as talking to its peers"
     assert helped[2] > max(0.001, 3 * helped[1])
+
+
+def share_of_helpers(session: Session, batch: np.ndarray) -> float:
+    """Of the processor time of some calls, what other threads than the busiest took."""
+    before, spent = cpu_nanoseconds(), [0]
+    while sum(spent) < 5e7:  # the kernel enters processor time at its ticks
+        session.run(batch)
+        spent = sorted(after - before.get(task, 0) for task, after in cpu_nanoseconds().items())
+    return sum(spent[:-1]) / sum(spent)
 
 
 def cpu_nanoseconds() -> dict[str, int]:
