@@ -22,6 +22,11 @@ SHORT = 8e-3
 DELICATE = 1e-3
 """From scratch of transformers and of networks without normalisation, whatever the steps."""
 
+RULE = {"rule for the learning rate": "by the number of steps"}
+"""Of :func:`peak_rate`, for what compares trainings that were begun at different times."""
+EARLIER_RULE = {"rule for the learning rate": "the same for all lengths"}
+"""Of what does not name its rule: 2e-3 from scratch."""
+
 
 def peak_rate(network: Callable[[], nn.Module], origin: str, steps: int) -> float:
     """Of a training of ``steps`` steps.

@@ -20,6 +20,7 @@ from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
 from iekd.compress.data import ImageData
 from iekd.compress.job import open_data
+from iekd.compress.learning_rate import RULE
 from iekd.compress.objectives.catalogue import reading_of
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
@@ -295,6 +296,7 @@ class _Search:
             "machine (or its software)": machine_key(self.config),
         }
         found |= reading_of(self.config.objective)
+        found |= RULE if self.config.lr is None else {}
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from iekd.compress.precisions import precisions_asked
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantize import QuantizeSettings, quantize
+from iekd.compress.quantizers import SCHEMES
 from iekd.compress.searching.space import Candidate, identity_of
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import unreachable
@@ -49,8 +51,8 @@ RULES = 2
 """To be raised where figures are taken otherwise than before: those of earlier rules are measured again."""
 
 Entry = dict[str, Any]
-"""``{"latency": {precision: milliseconds}}``, with ``"left_out": {precision: why}`` where one cannot be had, and
-``"busy": True`` where the machine did other work meanwhile; or ``{"refused": why}``."""
+"""``{"latency": {precision: milliseconds}, "recipes": {precision: fastest recipe}}``, with ``"left_out": {precision:
+why}`` where one cannot be had, and ``"busy": True`` where the machine did other work; or ``{"refused": why}``."""
 
 
 class _LeftOutError(Exception):
@@ -126,8 +128,9 @@ class LatencyTable:
     def _measure(self, candidate: Candidate) -> Entry:
         try:
             network = self._network(candidate)
+            recipes = self._recipes_of_whole(candidate)
             with tempfile.TemporaryDirectory(prefix="iekd-search-") as folder:
-                return self._measured(network, candidate.size, Path(folder))
+                return self._measured(network, candidate.size, Path(folder), recipes)
         except (InputError, VerificationError) as error:
             return {"refused": error.message}
 
@@ -149,16 +152,31 @@ class LatencyTable:
             )
             return cut.network.eval()
 
-    def _measured(self, network: nn.Module, size: int, folder: Path) -> Entry:
+    def _recipes_of_whole(self, candidate: Candidate) -> dict[str, str]:
+        """By precision, the recipe that is fastest for the network before it is pruned, if it was measured.
+
+        It is taken for its pruned shapes too: comparing all of them for each would be most of the table's time.  Files
+        that are trained choose anew among all.
+        """
+        whole: Entry = self._read().get(self._key(replace(candidate, prune=0.0)), {}) if candidate.prune else {}
+        recipes: dict[str, str] = whole.get("recipes", {})
+        return {name: recipe for name, recipe in recipes.items() if recipe in self._scheme_recipes(name)}
+
+    def _scheme_recipes(self, precision: str) -> tuple[str, ...]:
+        scheme = SCHEMES.get(TARGETS[self.config.target].schemes.get(precision, ""))
+        return scheme.recipes if scheme else ()
+
+    def _measured(self, network: nn.Module, size: int, folder: Path, recipes: dict[str, str]) -> Entry:
         noise = np.random.default_rng(0).standard_normal((IMAGES, 3, size, size)).astype(np.float32)
         source = folder / "fp32.onnx"
         sketch_onnx(network, source, size)
         left_out: dict[str, str] = {}
+        fastest: dict[str, str] = {}
         with contextlib.ExitStack() as stack:
             sessions = {"fp32": stack.enter_context(contextlib.closing(open_session(self.config, source)))}
             for precision in self._precisions():
                 try:
-                    session = self._in_precision(precision, source, noise)
+                    session, fastest[precision] = self._in_precision(precision, source, noise, recipes.get(precision))
                 except _LeftOutError as error:
                     left_out[precision] = str(error)
                     continue
@@ -166,11 +184,12 @@ class LatencyTable:
             run = measure_latency(sessions, noise, folder=folder, seconds=SECONDS)
         latency = {precision: run.latency[precision].median.value for precision in sessions}
         conditions = [found.conditions for found in run.latency.values() if found.conditions is not None]
-        busy = {"busy": True} if any(warnings_of(found) for found in conditions) else {}
-        return {"latency": latency, **({"left_out": left_out} if left_out else {}), **busy}
+        busy = any(warnings_of(found) for found in conditions)
+        entry = {"latency": latency, "recipes": fastest, "left_out": left_out, "busy": busy}
+        return {key: value for key, value in entry.items() if value}
 
-    def _in_precision(self, precision: str, source: Path, noise: Array) -> Session:
-        """The file in another precision, opened.
+    def _in_precision(self, precision: str, source: Path, noise: Array, recipe: str | None) -> tuple[Session, str]:
+        """The file in another precision, opened, and its recipe: ``recipe``, or where that is None the fastest of all.
 
         Raises:
             _LeftOutError: a run would leave the precision out, and go on with the others.
@@ -181,6 +200,7 @@ class LatencyTable:
         settings = QuantizeSettings(
             calibration_images=IMAGES // 2,
             methods=("minmax",),
+            recipes=(recipe,) if recipe else (),
             max_drop=None,
             target=self.config.target,
             threads=threads(self.config),
@@ -201,7 +221,7 @@ class LatencyTable:
                 raise
             raise _LeftOutError(error.message) from error
         try:
-            return open_session(self.config, made.file)
+            return open_session(self.config, made.file), made.chosen.recipe
         except IekdError as error:
             if not TARGETS[self.config.target].runs_engines:
                 raise

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from iekd.compress.config import setting_defaults
+from iekd.compress.learning_rate import EARLIER_RULE
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.storage import storage_errors
 from iekd.compress.searching.workers import Watch, signs_of_life, this_worker
@@ -230,7 +231,7 @@ class Study:
         if kept is None:
             self._study.set_user_attr("identity", identity)
             return
-        kept = {**setting_defaults(), **kept}
+        kept = {**setting_defaults(), **EARLIER_RULE, **kept}
         for key, value in json.loads(json.dumps(identity)).items():
             if isinstance(value, dict):
                 _require_same_parts(name, key, kept.get(key, value), value)  # older searches do not say it

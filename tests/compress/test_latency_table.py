@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from iekd.compress.config_input import make_config
 from iekd.compress.observer import Observer
 from iekd.compress.one_measurement import lock_file, one_measurement
 from iekd.compress.quantizers import SCHEMES, comparison
-from iekd.compress.quantizers.candidates import fastest_of
+from iekd.compress.quantizers.candidates import QuantizeSettings, fastest_of
 from iekd.compress.searching import latency_table
 from iekd.compress.searching.latency_table import Entry, LatencyTable, describe
 from iekd.compress.searching.space import Candidate
@@ -27,12 +28,13 @@ from iekd.deploy.device.errors import DeviceInputError
 from iekd.errors import InputError, VerificationError
 
 CANDIDATE = Candidate("tiny_networks:student", 0.0, 16)
+WIDE = Candidate("tiny_networks:wide", 0.0, 16)
 
 
-def look_up(folder: Path, **changes: Any) -> Entry:
-    """What the table says of ``CANDIDATE``."""
+def look_up(folder: Path, candidate: Candidate = CANDIDATE, **changes: Any) -> Entry:
+    """What the table says of a candidate."""
     config = make_config(search_settings(folder, student="any", threads=1, **changes))
-    found = LatencyTable(config, 10).look_up([CANDIDATE])[CANDIDATE]
+    found = LatencyTable(config, 10).look_up([candidate])[candidate]
     return {key: value for key, value in found.items() if key != "busy"}  # whether other work runs beside the tests
 
 
@@ -83,6 +85,29 @@ def test_the_fastest_recipe_counts_whatever_an_untrained_network_answers(
     assert {accuracy for _, accuracy in tried} == {0}
     assert len(tried) > 1
     assert {recipe for recipe, _ in tried} <= set(scheme.recipes)
+
+
+@pytest.mark.parametrize("kept", [None, "ort-u8u8", "a recipe of an older version"])
+def test_a_pruned_shape_takes_the_recipe_that_is_fastest_for_the_whole_network(
+    kept: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    real = latency_table.quantize
+
+    def asked_for(*arguments: Any, settings: QuantizeSettings, **others: Any) -> Any:
+        asked.append(settings.recipes)
+        return real(*arguments, settings=settings, **others)
+
+    if kept:  # the whole network was measured
+        entry = {"latency": {"fp32": 1.0, "int8": 0.5}, "recipes": {"int8": kept}}
+        with monkeypatch.context() as patch:
+            patch.setattr(LatencyTable, "_measure", lambda *_: entry)
+            look_up(tmp_path, WIDE, precision="int8")
+    monkeypatch.setattr(latency_table, "quantize", asked_for)
+    found = look_up(tmp_path, replace(WIDE, prune=0.5), precision="int8")
+    assert asked == [("ort-u8u8",) if kept == "ort-u8u8" else ()]
+    assert found["recipes"]["int8"] in SCHEMES["int8-x86-onnxruntime"].recipes
+    assert "refused" not in found
 
 
 def test_workers_measure_each_candidate_once_and_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

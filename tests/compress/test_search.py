@@ -22,6 +22,7 @@ from iekd.compress import search as search_module
 from iekd.compress.cli import app
 from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
+from iekd.compress.learning_rate import RULE
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import require_quantizers
 from iekd.compress.search import limits_of, search
@@ -446,6 +447,27 @@ def test_a_search_that_is_older_than_a_setting_had_its_default(tmp_path: Path) -
     Study("s", open_storage(None, tmp_path), SPACE, {"objective": "kd", "task_weight": 1.0}, seed=0)
     with pytest.raises(InputError, match="begun with another task_weight"):
         Study("s", open_storage(None, tmp_path), SPACE, {"objective": "kd", "task_weight": 2.0}, seed=0)
+
+
+def test_a_search_of_before_the_rate_hung_on_the_steps_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Its students trained at 2e-3 whatever the length; beside them those of today look better than they are."""
+    Study("s", open_storage(None, tmp_path), SPACE, {"lr": None}, seed=0)
+    with pytest.raises(InputError, match="rule for the learning rate: it was the same for all lengths and is by the n"):
+        Study("s", open_storage(None, tmp_path), SPACE, {"lr": None, **RULE}, seed=0)
+
+
+@pytest.mark.parametrize(("lr", "names_it"), [(None, True), (1e-3, False)])
+def test_a_search_names_the_rule_where_no_rate_is_given(
+    lr: float | None, names_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def hold(_: Study, __: str, identity: dict[str, Any]) -> None:
+        seen.append(identity)
+
+    monkeypatch.setattr(Study, "_hold_identity", hold)
+    search(tiny(tmp_path / "study", max_latency="0.00001ms", lr=lr), OWN)
+    assert [RULE.items() <= identity.items() for identity in seen] == [names_it, names_it]
 
 
 def test_what_is_not_worth_training_is_not_trained(tmp_path: Path) -> None:
