@@ -56,7 +56,7 @@ RUN --mount=type=bind,from=source,source=/src,target=/src,rw \
     --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
     python3 -m venv --system-site-packages /opt/iekd && \
     /opt/iekd/bin/python -c 'import importlib.util, sys; importlib.util.find_spec("tensorrt") or sys.exit("GPU_BASE has no TensorRT for python3")' && \
-    /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} '/src[search]' 'onnxruntime-gpu>=1.22'
+    /opt/iekd/bin/pip install --no-cache-dir ${CONSTRAINTS:+-c /src/$CONSTRAINTS} '/src[search]' 'onnxconverter-common>=1.14' 'onnxruntime-gpu>=1.22'
 RUN useradd --create-home --uid 1000 --non-unique iekd
 USER iekd
 WORKDIR /home/iekd

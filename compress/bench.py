@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -91,7 +92,8 @@ def bench_files(
     if modes.repeat and len(paths) != 2:
         raise InputError(f"--repeat measures the ratio of two files, not of {len(paths)}.", "Give two.")
     cores = threads or len(os.sched_getaffinity(0))
-    if data is None and val_fraction is None and not skip_bad_images and config:
+    if data is None and val_fraction is None and config:
+        config = dataclasses.replace(config, skip_bad_images=config.skip_bad_images or skip_bad_images)
         data, images = config.data, reopen_data(config, "Add --data with a folder of such images.")
     else:
         data = data or (config.data if config else "digits")

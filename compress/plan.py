@@ -86,6 +86,7 @@ def make_plan(
 
     notes = (
         *(() if is_mutual(config.objective) else _normalisation_notes(config, teacher_origin, teacher_epochs, base)),
+        *_size_notes(teacher_origin, teacher_epochs, base.size, size),
         *_scratch_notes({"teacher": teacher_why, "student": student_why}),
         *_label_notes(config),
         *unread_note(config),
@@ -136,6 +137,16 @@ def _normalisation_notes(config: RunConfig, origin: str, epochs: int, base: Prep
     return (
         f"The teacher is taken as trained, on images of mean {mean} and standard deviation {std}: where it knows "
         "others, give them with --mean and --std.",
+    )
+
+
+def _size_notes(origin: str, epochs: int, own: int, size: int) -> tuple[str, ...]:
+    """A finished teacher answers images of another size less well, and what is kept is held against that."""
+    if origin != "artefact" or epochs or own == size:
+        return ()
+    return (
+        f"The teacher was trained on images of {own} pixels and answers those of {size}: its accuracy is another "
+        "there; --teacher-epochs trains it on them.",
     )
 
 

@@ -151,6 +151,11 @@ class RunFolder:
         return path.exists() and sha256_of(path) == digest
 
 
+def is_run_folder(path: Path) -> bool:
+    """Does a run, finished or not, lie there?"""
+    return (path / _STATE).is_file()
+
+
 def make_folder(path: Path) -> None:
     """Make the folder of a run or a search.
 
@@ -171,7 +176,7 @@ def make_folder(path: Path) -> None:
 def _open_state(path: Path, config: RunConfig, identity: dict[str, Any]) -> dict[str, Any]:
     file = path / _STATE
     settings = dataclasses.asdict(config)
-    if file.exists():
+    if is_run_folder(path):
         state = _read_state(file)
         if _nothing_made(path, state):
             state["stages"] = {}

@@ -26,6 +26,7 @@ from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import STUDENT_EPOCHS, make_plan
 from iekd.compress.rehearsal import rehearse
+from iekd.compress.run_folder import is_run_folder
 from iekd.compress.searching import space as spaces
 from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key, machine_parts
 from iekd.compress.searching.outcome import Limits, Outcome, Point, judge, most_accurate_network, points_of, promising
@@ -35,7 +36,7 @@ from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.storage import open_storage, require_optuna
 from iekd.compress.searching.study import Study
 from iekd.deploy.search_page import render
-from iekd.errors import InputError
+from iekd.errors import InputError, RunFolderError
 from iekd.files import write_text
 from iekd.models.checkpoint import read_description
 
@@ -56,6 +57,7 @@ def search(settings: dict[str, Any], own: SearchSettings, observer: Observer | N
         observer: is told how each run goes on.
 
     Raises:
+        RunFolderError: ``out`` is the folder of a run.
         IekdError: what the user gave cannot be used, or a part of the environment is missing.
     """
     limits = limits_of(settings)
@@ -64,6 +66,8 @@ def search(settings: dict[str, Any], own: SearchSettings, observer: Observer | N
     config = make_config({"precision": "best", **_given(settings), "student": students[0]})
     check(config, own)
     config = dataclasses.replace(config, out=str(config.folder if config.out else _default_folder(config)))
+    if is_run_folder(config.folder):
+        raise RunFolderError(f"{config.out} holds a run, and no search.", "Give another --out.")
     data = open_data(config)
     return _Search(config, limits, own, space_of(config, own, students, settings, data), data, observer).run()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 from typing import Annotated, Any
 
@@ -12,6 +13,13 @@ from iekd.compress.settings_options import ConfigFile, Debug, given_settings, qu
 from iekd.errors import EXIT_KEPT, EXIT_MISSED
 
 _PANEL = "Search"
+_HELP_TEXTS = {
+    "student": "Names joined by commas, a pattern, or a family.  Default: those of `iekd-compress models`.",
+    "prune": "One share to prune, instead of --prunes.",
+    "image_size": "One input size, pixels, instead of --sizes.",
+    "precision": "fp32, fp16, bf16, int8, fp8, or best: all that the target has. [dim]\\[best][/]",
+    "min_retained": "Least student accuracy / teacher accuracy.  Default: none, the most accurate counts.",
+}
 Prunes = Annotated[
     str | None,
     typer.Option(
@@ -33,7 +41,7 @@ def add_search(app: typer.Typer, out: Console) -> None:
     """Put ``search`` into ``app``."""
 
     @app.command()
-    @with_settings
+    @functools.partial(with_settings, help_texts=_HELP_TEXTS)
     def search(
         config_file: ConfigFile = None,
         prunes: Prunes = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Optional, TypeVar, get_args, get_type_hints
 
@@ -18,10 +18,16 @@ ConfigFile = Annotated[
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.", rich_help_panel="Run")]
 
 
-def with_settings(function: Command) -> Command:
-    """Give a command one option for each setting in ``RunConfig``, all None unless given."""
+def with_settings(function: Command, help_texts: Mapping[str, str] | None = None) -> Command:
+    """Give a command one option for each setting in ``RunConfig``, all None unless given.
+
+    Args:
+        function: the command.
+        help_texts: of settings that mean something else to it, or that it leaves to another default.
+    """
     from iekd.compress.config import RunConfig, options
 
+    own_texts = help_texts or {}
     hints = get_type_hints(RunConfig)
     given = get_type_hints(function, include_extras=True)
     signature = inspect.signature(function).parameters.values()
@@ -32,7 +38,7 @@ def with_settings(function: Command) -> Command:
         default = getattr(RunConfig, name, None)
         shown = None if default is None or default is False else str(default)
         info = typer.Option(
-            help=option.help + (f" [dim]\\[{shown}][/]" if shown else ""),
+            help=own_texts.get(name, option.help + (f" [dim]\\[{shown}][/]" if shown else "")),
             rich_help_panel=option.panel,
             metavar=option.metavar or None,
             show_default=False,

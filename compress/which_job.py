@@ -1,8 +1,12 @@
-"""What the main command is: one run, or under ``--max-latency`` a search among what ``--student`` stands for."""
+"""What the main command is: one run, or under ``--max-latency`` a search among what ``--student`` stands for.
+
+In the folder of a run that was begun without that limit it stays this run, which is judged by it.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from iekd.compress.config import RunConfig
@@ -21,9 +25,12 @@ def students_to_search(given: dict[str, Any]) -> tuple[str, ...]:
     """
     if given.get("max_latency") is None or given.get("student") is None or not _can_search(given):
         return ()
-    from iekd.compress.searching.space import parse_students  # loads torch
+    from iekd.compress.run_folder import is_run_folder  # loads torch
+    from iekd.compress.searching.space import parse_students
     from iekd.models.registry import is_artefact
 
+    if given.get("out") is not None and is_run_folder(Path(given["out"])):
+        return ()
     named = str(given["student"])
     students = () if is_artefact(named) else parse_students(named)
     return students if len(students) > 1 else ()

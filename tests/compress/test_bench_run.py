@@ -11,6 +11,7 @@ import pytest
 
 from iekd.compress import bench
 from iekd.compress.bench import bench_files
+from iekd.compress.config import RunConfig
 from iekd.deploy.report import read_report
 from iekd.errors import InputError
 
@@ -55,6 +56,19 @@ def test_what_is_given_counts_instead(run: Path, tmp_path: Path, monkeypatch: py
     bench_files([run], data="digits", backend="onnxruntime", output=tmp_path / "out", **HOW)
     assert asked == [("digits", None)]
     assert all(model["backend"]["backend"].startswith("ONNX Runtime") for model in measured(tmp_path / "out").values())
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_leaving_out_bad_images_keeps_the_runs_share_and_limits(
+    skip: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[RunConfig] = []
+    monkeypatch.setattr(bench, "reopen_data", lambda config, _: asked.append(config) or bench.load_data("digits"))
+    bench_files([run], data=None, backend="onnxruntime", skip_bad_images=skip, output=tmp_path / "out", **HOW)
+    kept = read_report(run / "report.json").config
+    (config,) = asked
+    assert config.skip_bad_images == skip
+    assert (config.val_fraction, config.val_limit) == (kept["val_fraction"], kept["val_limit"])
 
 
 def test_a_folder_without_a_report_is_its_two_files(finished_run: Path, tmp_path: Path) -> None:

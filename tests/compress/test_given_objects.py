@@ -119,6 +119,17 @@ def test_a_teacher_that_is_taken_as_trained_is_told_how_its_images_are_normalise
     assert not any("taken as trained" in text for text in told.texts)
 
 
+def test_a_finished_teacher_that_is_shown_images_of_another_size_is_told(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"student": "tiny_networks:student", "objective": "kd"}
+    distil(tmp_path / "run", "tiny_networks:teacher", **own)
+    teacher, told = str(tmp_path / "run" / "teacher"), Notes()
+    distil(tmp_path / "same", teacher, observer=told, **own)
+    distil(tmp_path / "trained", teacher, observer=told, image_size=24, teacher_epochs=1, **own)
+    assert not any("trained on images of" in text for text in told.texts)
+    distil(tmp_path / "other", teacher, observer=told, image_size=24, **own)
+    assert any("was trained on images of 16 pixels and answers those of 24" in text for text in told.texts)
+
+
 def test_a_teachers_own_normalisation_is_given_and_travels_with_the_student(tmp_path: Path) -> None:
     told = Notes()
     own: dict[str, Any] = {"objective": "kd", "mean": "0.5", "std": "0.1,0.2,0.3"}

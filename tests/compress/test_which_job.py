@@ -14,7 +14,7 @@ from iekd.compress import cli
 from iekd.compress.config import RunConfig
 from iekd.compress.searching.space import parse_students
 from iekd.compress.which_job import students_to_search
-from iekd.errors import InputError
+from iekd.errors import InputError, RunFolderError
 
 GIVEN = {"teacher": "resnet50", "student": "mobilenet", "max_latency": "1.5ms", "min_retained": 0.99}
 
@@ -57,6 +57,20 @@ def test_an_artefact_is_one_network_whatever_its_folder_is_called(tmp_path: Path
     folder.mkdir()
     (folder / "model.json").touch()
     assert students_to_search({**GIVEN, "student": str(folder)}) == ()
+
+
+def test_a_run_that_was_begun_without_the_limit_is_judged_by_it(tmp_path: Path) -> None:
+    """A short name was one network then, and only --max-latency may change in its folder."""
+    assert students_to_search({**GIVEN, "out": str(tmp_path)})
+    (tmp_path / "run.json").write_text("{}")
+    assert students_to_search({**GIVEN, "out": str(tmp_path)}) == ()
+
+
+def test_a_search_does_not_write_into_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="holds a run, and no search"):
+        main(["search", *as_flags(search_settings(tmp_path, max_latency="1us"))])
+    assert [file.name for file in tmp_path.iterdir()] == ["run.json"]
 
 
 def test_several_processes_train_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
