@@ -13,6 +13,7 @@ from rich.console import Console
 
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
+from iekd.compress.host_threads import waiting_threads_sleep
 from iekd.compress.search_command import add_search, run_search, search_instead
 from iekd.compress.settings_options import ConfigFile, Debug, given_settings, quiet_libraries, with_settings
 from iekd.compress.which_job import announce_search, students_to_search, with_accuracy_limit
@@ -33,6 +34,7 @@ err = Console(stderr=True)
 def main() -> None:
     """Entry point of ``iekd-compress``: domain errors become one line and an exit code here and nowhere else."""
     debug = "--debug" in sys.argv
+    waiting_threads_sleep()
     try:
         app()
     except IekdError as error:
