@@ -91,6 +91,8 @@ def bench_files(
     backend = backend or (TARGETS[config.target].backend if config else "onnxruntime")
     if modes.repeat and len(paths) != 2:
         raise InputError(f"--repeat measures the ratio of two files, not of {len(paths)}.", "Give two.")
+    if modes.repeat == 1:
+        raise InputError("a repetition needs two processes or more.", "Five are usual.")
     cores = threads or len(os.sched_getaffinity(0))
     if data is None and val_fraction is None and config:
         config = dataclasses.replace(config, skip_bad_images=config.skip_bad_images or skip_bad_images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock
 from torch import Tensor, nn
 
 from iekd.compress.config import RunConfig
@@ -218,17 +220,21 @@ def _prepare_factors(objective: Objective, teacher: Teacher, student: Tapped, jo
     # maps are compared at the smaller size of both: of the student, the factors hang on that alone
     sizes = [(shape.height, shape.width) for shape in student.shapes(job.preprocessing.size)]
     settings = FitSettings(epochs=job.config.factor_epochs, lr=FACTOR_LR, weight_decay=0.0, seed=job.config.seed)
-    history = fit(
-        pretraining,
-        job.train_batches(views=1),
-        settings,
-        name="factors",
-        folder=shared_checkpoints(job, "factors", sizes),
-        accelerator=job.accelerator,
-        observer=job.observer,
-        inputs=lambda batch: (frozen(batch),),
-        events=job.folder / "events" / "factors",
-    )
+    folder = shared_checkpoints(job, "factors", sizes)
+    folder.mkdir(parents=True, exist_ok=True)
+    # of several runs under one teacher the first trains them, and the others wait for what it learned
+    with FileLock(folder / ".lock") if job.shared else contextlib.nullcontext():
+        history = fit(
+            pretraining,
+            job.train_batches(views=1),
+            settings,
+            name="factors",
+            folder=folder,
+            accelerator=job.accelerator,
+            observer=job.observer,
+            inputs=lambda batch: (frozen(batch),),
+            events=job.folder / "events" / "factors",
+        )
     pretraining.requires_grad_(False)
     return history
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from iekd.models.ensemble import Ensemble
+
 PRETRAINED = 3e-4
 SCRATCH = 2e-3
 """For ``LONG`` steps and more."""
@@ -40,7 +42,13 @@ def peak_rate(network: Callable[[], nn.Module], origin: str, steps: int) -> floa
     """
     if origin not in ("scratch", "object"):
         return PRETRAINED
-    modules = list(network().modules())
+    return _peak_of(network(), origin, steps)
+
+
+def _peak_of(network: nn.Module, origin: str, steps: int) -> float:
+    if isinstance(network, Ensemble):  # one rate for all: the gentlest that a member needs
+        return min(_peak_of(member, origin, steps) for member in network.members)
+    modules = list(network.modules())
     batch_norms = [module for module in modules if isinstance(module, _BatchNorm)]
     if any(norm.running_mean is not None and norm.running_mean.any() for norm in batch_norms):
         return PRETRAINED  # it has seen images

@@ -17,7 +17,7 @@ from iekd.compress.learning_rate import peak_rate
 from iekd.compress.objectives.catalogue import is_labels_alone, is_mutual
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import left_out
-from iekd.compress.teacher import decide_weights
+from iekd.compress.teacher import decide_weights, require_classes
 from iekd.compress.unread import unread_note
 from iekd.compress.untrained import untrained
 from iekd.errors import InputError
@@ -71,6 +71,9 @@ def make_plan(
     config: RunConfig, data: ImageData, teacher: str | nn.Module, student: str | nn.Module, observer: Observer
 ) -> Plan:
     """Decide what is open.  Asks the model hub, at most once a model, where ``auto`` or ``hub`` weights need it."""
+    for given in (teacher, student):
+        for folder in _artefacts_of(given):
+            require_classes(folder, data.classes)
     base = _base_preprocessing(teacher)
     mean, std = _normalization(config, teacher, base)
     size = config.image_size or (base.size if is_given_artefact(teacher) else data.default_size)
@@ -198,6 +201,11 @@ def plan_from_json(value: dict[str, Any]) -> Plan:
 def is_given_artefact(given: str | nn.Module) -> bool:
     """Did the user name an earlier artefact, or an ensemble of them?"""
     return isinstance(given, str) and is_artefact(member_names(given)[0])
+
+
+def _artefacts_of(given: str | nn.Module) -> list[Path]:
+    names = member_names(given) if isinstance(given, str) else []
+    return [Path(name) for name in names if is_artefact(name)]
 
 
 def _base_preprocessing(given: str | nn.Module) -> Preprocessing:

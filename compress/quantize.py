@@ -19,7 +19,8 @@ from iekd.compress.quantizers import SCHEMES
 from iekd.compress.quantizers.candidates import Candidate, QuantizeResult, QuantizeSettings
 from iekd.compress.quantizers.comparison import Comparison, open_file
 from iekd.compress.quantizers.judge import Judge
-from iekd.compress.sensitivity import layer_names, relative_error
+from iekd.compress.sensitivity import exceeds, layer_names, relative_error
+from iekd.compress.targets import TARGETS
 from iekd.deploy import precision
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.graph_checks import load_float
@@ -124,10 +125,13 @@ def _cast(
     judge = Judge(held_out)
     before, exact = judge.accuracy(get_backend("onnxruntime").load(source, threads=settings.threads))
     with tempfile.TemporaryDirectory() as folder:
-        trial = precision.cast_onnx(source, Path(folder) / "cast.onnx", precision=scheme, images=images)
+        tensorrt = settings.target not in TARGETS or TARGETS[settings.target].builds_engines
+        trial = precision.cast_onnx(
+            source, Path(folder) / "cast.onnx", precision=scheme, images=images, tensorrt=tensorrt
+        )
         after, logits = judge.accuracy(precision.open_emulated(trial.file, threads=settings.threads))
         drop = before.top1.value - after.top1.value
-        if settings.enforce and settings.max_drop is not None and drop > settings.max_drop:
+        if settings.enforce and settings.max_drop is not None and exceeds(drop, settings.max_drop):
             raise VerificationError(
                 f"{scheme} loses {drop:.2%} of accuracy, {settings.max_drop:.2%} is allowed.",
                 "Use bf16 for range, fp16 for digits, or allow more.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,7 +23,9 @@ from iekd.compress.targets import TARGETS
 from iekd.compress.unread import unread_settings
 from iekd.compress.untrained import untrained
 from iekd.errors import InputError
-from iekd.models.ensemble import Ensemble
+from iekd.models.checkpoint import load_artefact, load_state, read_weights
+from iekd.models.ensemble import Ensemble, member_names
+from iekd.models.registry import check_classes
 from iekd.models.taps import Tapped
 
 
@@ -42,6 +45,9 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     networks = [untrained(given, classes, size) for given in (teacher, student)]
     if isinstance(networks[1], Ensemble):
         raise InputError(f"the student is one network, not those of '{student}'.", "Name one.")
+    origins = (plan.teacher_origin, config.teacher_weights), (plan.student_origin, config.student_weights)
+    for given, network, (origin, weights) in zip((teacher, student), networks, origins, strict=True):
+        _check_weights(config, given, network, origin, weights, classes, size)
     _check_named_taps(config, networks, size)
     _check_lone_images(config, networks, size)
     taps = taps_of(config)
@@ -58,6 +64,20 @@ def rehearse(config: RunConfig, plan: Plan, classes: int, teacher: str | nn.Modu
     tapped: Teacher = tap_teacher(networks[0], taps_of(later).teacher, size)
     for network in (networks[1], *_prunings(config, networks[1], size, classes)):
         make_objective(later, tapped, Tapped(network, taps_of(later).student, size), size, classes)
+
+
+def _check_weights(
+    config: RunConfig, given: str | nn.Module, network: nn.Module, origin: str, weights: str, classes: int, size: int
+) -> None:
+    """Weights that the user names have to fit the network and the images: those of the student come hours later."""
+    members = list(network.members) if isinstance(network, Ensemble) else [network]
+    if origin == "file":
+        state = read_weights(Path(weights))
+        for member in members:
+            load_state(member, state, weights, adapt_head=config.adapt_head)
+    elif origin == "artefact" and isinstance(given, str):
+        for name in member_names(given):
+            check_classes(load_artefact(Path(name)).network, name, classes, size)
 
 
 def _check_named_taps(config: RunConfig, networks: list[nn.Module], size: int) -> None:

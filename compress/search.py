@@ -66,6 +66,8 @@ def search(settings: dict[str, Any], own: SearchSettings, observer: Observer | N
     config = make_config({"precision": "best", **_given(settings), "student": students[0]})
     check(config, own)
     config = dataclasses.replace(config, out=str(config.folder if config.out else _default_folder(config)))
+    if "," in str(config.folder):
+        raise InputError(f"--out {config.out}: a comma parts the names of several teachers.", "Give another --out.")
     if is_run_folder(config.folder):
         raise RunFolderError(f"{config.out} holds a run, and no search.", "Give another --out.")
     data = open_data(config)

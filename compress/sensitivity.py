@@ -70,6 +70,11 @@ def relative_error(answers: Array, exact: Array) -> float:
     return float(((answers - exact) ** 2).sum() / max(float((exact**2).sum()), 1e-12))
 
 
+def exceeds(drop: float, limit: float) -> bool:
+    """Is more accuracy lost than allowed?  Shares of images are quotients: their difference is off by a rounding."""
+    return drop > limit + 1e-9
+
+
 def fewest_kept(
     ranking: Sequence[LayerCost], drop_when: Callable[[tuple[str, ...]], float], limit: float
 ) -> int | None:
@@ -88,13 +93,13 @@ def fewest_kept(
     most = len(ranking) - 1
     names = [cost.layer for cost in ranking]
     low, high = 0, 1
-    while high <= most and drop_when(tuple(names[:high])) > limit:
+    while high <= most and exceeds(drop_when(tuple(names[:high])), limit):
         low, high = high, min(2 * high, most) if high < most else most + 1
     if high > most:
         return None
     while high - low > 1:
         middle = (low + high) // 2
-        if drop_when(tuple(names[:middle])) > limit:
+        if exceeds(drop_when(tuple(names[:middle])), limit):
             low = middle
         else:
             high = middle

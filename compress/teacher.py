@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,20 @@ def first_network(
 
 
 def _from_artefact(folder: Path, job: Job) -> tuple[nn.Module, Architecture]:
-    description = read_description(folder)
-    theirs = tuple(description["classes"])
-    if theirs != job.data.classes:
-        raise InputError(
-            f"{folder} was trained for {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
-            f"the data has {job.classes} ({', '.join(job.data.classes[:3])}, ...).",
-            "Use data of the same classes, or train the teacher on these.",
-        )
+    require_classes(folder, job.data.classes)
     artefact = load_artefact(folder)
     return artefact.network, artefact.architecture
+
+
+def require_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Raise InputError unless the artefact in ``folder`` was trained for these classes."""
+    theirs = tuple(read_description(folder)["classes"])
+    if theirs != tuple(classes):
+        raise InputError(
+            f"{folder} was trained for {len(theirs)} classes ({', '.join(theirs[:3])}, ...), "
+            f"the data has {len(classes)} ({', '.join(classes[:3])}, ...).",
+            "Use data of the same classes, or another network.",
+        )
 
 
 def train_network(network: nn.Module, *, name: str, epochs: int, lr: float, job: Job, batches: Any = None) -> History:

@@ -10,7 +10,8 @@ from iekd.deploy.backends import get_backend
 from iekd.deploy.backends.torch import TorchSession
 from iekd.deploy.export import export_onnx
 from iekd.deploy.verify import verify
-from iekd.files import refuse_output_file
+from iekd.errors import InputError
+from iekd.files import atomic_file, refuse_output_file
 from iekd.models.checkpoint import load_artefact
 
 LATENCY_IMAGES = 64
@@ -24,17 +25,13 @@ def export_artefact(folder: Path, output: Path) -> str:
         VerificationError: the file does not compute what the network computes.
     """
     refuse_output_file(output, folder)
+    if output.suffix.lower() != ".onnx":
+        raise InputError(f"{output} is no name of an ONNX file.", "Let it end in .onnx.")
     artefact = load_artefact(folder)
-    network = artefact.network.eval()
-    export_onnx(
-        network,
-        output,
-        preprocessing=artefact.preprocessing,
-        classes=artefact.classes,
-        name=artefact.architecture.name,
-    )
-    session = get_backend("onnxruntime").load(output)
-    size = artefact.preprocessing.size
-    noise = np.random.default_rng(0).standard_normal((16, 3, size, size), dtype=np.float32)
-    found = verify(session, TorchSession(network, session.input_shape), noise, name=artefact.architecture.name)
+    network, name, size = artefact.network.eval(), artefact.architecture.name, artefact.preprocessing.size
+    with atomic_file(output) as unverified:
+        export_onnx(network, unverified, preprocessing=artefact.preprocessing, classes=artefact.classes, name=name)
+        session = get_backend("onnxruntime").load(unverified)
+        noise = np.random.default_rng(0).standard_normal((16, 3, size, size), dtype=np.float32)
+        found = verify(session, TorchSession(network, session.input_shape), noise, name=name)
     return f"verified on 16 images of noise, largest difference {found.relative_difference:.1e} of the largest logit"

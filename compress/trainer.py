@@ -28,7 +28,7 @@ from iekd.compress.clipping import Group, clip, clip_groups
 from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.observer import Observer
 from iekd.compress.pace import Pace, set_pace
-from iekd.errors import DivergenceError, RunFolderError
+from iekd.errors import DivergenceError, InputError, RunFolderError
 from iekd.files import atomic_file
 
 Figures = dict[str, float]
@@ -132,6 +132,7 @@ def fit(
         for epoch in range(first, settings.epochs):
             seed_everything(settings.seed, name, epoch)
             loader = accelerator.prepare(batches(epoch))
+            _refuse_no_batches(loader, accelerator, name)
             if epoch == first:
                 observer.stage_started(name, settings.epochs * len(loader))
             task.train()
@@ -148,6 +149,19 @@ def fit(
     accelerator.free_memory()
     task.eval()
     return history
+
+
+def _refuse_no_batches(loader: DataLoader[Any], accelerator: Accelerator, name: str) -> None:
+    """Of several processes each takes batches of its own: where none has one, nothing would be trained.
+
+    Raises:
+        InputError: there is no batch for each.
+    """
+    if not len(loader):
+        raise InputError(
+            f"{name}: there are fewer images than a batch for each of {accelerator.num_processes} processes.",
+            "Give a smaller --batch-size, or fewer processes.",
+        )
 
 
 @dataclass(frozen=True)
@@ -217,7 +231,7 @@ def seed_everything(seed: int, name: str, epoch: int) -> None:
 
 def load_best(task: nn.Module, folder: Path) -> None:
     """Put the weights of the best epoch into ``task``."""
-    task.load_state_dict(_read(folder / "best.pt", torch.device("cpu"))["task"])
+    task.load_state_dict(_read(folder / "best.pt")["task"])
 
 
 def _set_lr(optimizer: Any, lr: float) -> None:
@@ -261,9 +275,10 @@ def _write(path: Path, state: dict[str, Any]) -> None:
             raise OSError(28, str(error)) from error
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
+    """On the processor, from where it is copied to the network's device: not every name of a device can be read to."""
     try:
-        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise RunFolderError(
             f"checkpoint {path} is damaged ({type(error).__name__}).", "Delete it and start again."
@@ -272,7 +287,7 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def _resume(path: Path, task: nn.Module, optimizer: Any, accelerator: Accelerator) -> History:
-    state = _read(path, accelerator.device) if path.exists() else {}
+    state = _read(path) if path.exists() else {}
     if accelerator.scaler is not None:  # of the whole run: what the stage before left of it must not reach this one
         known = state.get("scaler") or {**accelerator.scaler.state_dict(), **_FRESH_SCALER}
         accelerator.scaler.load_state_dict(known)

@@ -22,6 +22,7 @@ from iekd.compress.precisions import INSTALL, precisions_asked
 from iekd.compress.quantize import CASTS, QuantizeResult, QuantizeSettings, quantize
 from iekd.compress.quantizers.candidates import LATENCY_SECONDS, name_layers
 from iekd.compress.quantizers.simulated import GRIDS
+from iekd.compress.sensitivity import exceeds
 from iekd.compress.targets import TARGETS
 from iekd.compress.views import chosen_arrays
 from iekd.deploy.backends import Array
@@ -146,7 +147,7 @@ class _Maker:
             return self._within_limit(precision, _STUDENT), None
         plain = self._quantized(precision, _STUDENT, enforce=False)
         if not self._worth_training(precision, plain):
-            enough = not config.enforces_drop or plain.drop <= config.drop_limit
+            enough = not config.enforces_drop or not exceeds(plain.drop, config.drop_limit)
             return plain if enough else self._within_limit(precision, _STUDENT), None
         record = self.train(scheme)
         self.training = {"epochs": record["epochs"], "curves": record.pop("curves")}
@@ -154,7 +155,7 @@ class _Maker:
         better = after.drop <= plain.drop
         record |= {"drop_before": plain.drop, "drop_after": after.drop, "ships": better, "untrained": plain.to_json()}
         self._remark(precision, record)
-        if better and (not config.enforces_drop or after.drop <= config.drop_limit):
+        if better and (not config.enforces_drop or not exceeds(after.drop, config.drop_limit)):
             return after, record
         return self._within_limit(precision, _TRAINED if better else _STUDENT), record
 
@@ -177,7 +178,7 @@ class _Maker:
 
     def _worth_training(self, precision: str, plain: QuantizeResult) -> bool:
         config = self.job.config
-        if config.qat == "auto" and plain.drop <= config.drop_limit:
+        if config.qat == "auto" and not exceeds(plain.drop, config.drop_limit):
             return False
         if importlib.util.find_spec("nncf") is None:
             self.remarks.append(
@@ -198,7 +199,7 @@ class _Maker:
         if made.kept_float:
             self.remarks.append(f"{precision}: {name_layers(made.kept_float)}.")
         config = self.job.config
-        if made.drop > config.drop_limit:
+        if exceeds(made.drop, config.drop_limit):
             instead = "leave it out" if config.enforces_drop else "mend it or leave it out, --max-drop if given mend it"
             self.remarks.append(
                 f"{precision} loses {made.drop:.2%} of accuracy on {_JUDGED_BY}, more than --max-drop "

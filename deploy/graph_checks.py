@@ -126,6 +126,14 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(node.op_type in QUANTIZED for node in model.graph.node)
 
 
+def is_transformer(model: onnx.ModelProto) -> bool:
+    """Does the network normalise over channels, as transformers and their kin do?
+
+    Its residual paths stay in float: what is added to them is normalised before a layer reads it.
+    """
+    return any(node.op_type == "LayerNormalization" for node in model.graph.node)
+
+
 def float_layers(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the layers without a quantised input, in order."""
     graph = Graph(model)
@@ -189,7 +197,7 @@ def quantization_problems(model: onnx.ModelProto, kept_float: Collection[str] = 
             problems += _pair_problems(graph, node)
     for node in graph.layers():
         problems += _layer_problems(graph, node, kept_float)
-    for node in graph.residual_additions():
+    for node in () if is_transformer(model) else graph.residual_additions():
         quantized = any(graph.made_by(name, "DequantizeLinear") for name in node.input)
         if not quantized and not graph.left_in_float(node, kept_float):
             problems.append(f"the residual addition {node.name} has no quantised input")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 import os
@@ -188,13 +189,12 @@ def count_macs(network: nn.Module, image_size: int) -> int:
     """Multiply-accumulates of one image, as torch's flop counter sees them (convolutions and matrix products)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    training = network.training
-    network.eval()
-    parameter = next(network.parameters())
+    # the counter stumbles over views of parameters that want gradients, such as a class token that is expanded
+    twin = copy.deepcopy(network).requires_grad_(False).eval()
+    parameter = next(twin.parameters())
     image = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
     with FlopCounterMode(display=False) as counter:
-        network(image)
-    network.train(training)
+        twin(image)
     return int(counter.get_total_flops()) // 2
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iekd.compress.calibration import METHODS
-from iekd.compress.sensitivity import LayerCost
+from iekd.compress.sensitivity import LayerCost, exceeds
 from iekd.deploy.results import Accuracy
 
 SAME_ACCURACY = 0.001
@@ -110,7 +110,7 @@ def as_accurate(
     best = min(before, max(candidate.accuracy for candidate in candidates))
     slack = max(SAME_ACCURACY, 1 / images) + 1e-9
     equal = [candidate for candidate in candidates if candidate.accuracy >= best - slack]
-    return [one for one in equal if max_drop is None or before - one.accuracy <= max_drop] or equal
+    return [one for one in equal if max_drop is None or not exceeds(before - one.accuracy, max_drop)] or equal
 
 
 def fastest_of(equal: list[Candidate]) -> Candidate:

@@ -16,7 +16,7 @@ from iekd.compress.calibration import METHODS, Calibration
 from iekd.compress.quantizers import Quantizer, Scheme, make_quantizer, recipes_for
 from iekd.compress.quantizers.candidates import Candidate, QuantizeResult, QuantizeSettings, as_accurate, fastest_of
 from iekd.compress.quantizers.judge import BATCH, Judge
-from iekd.compress.sensitivity import LayerCost, fewest_kept, layer_names, rank_layers, relative_error
+from iekd.compress.sensitivity import LayerCost, exceeds, fewest_kept, layer_names, rank_layers, relative_error
 from iekd.deploy import precision
 from iekd.deploy.backends import Array, Session, get_backend
 from iekd.deploy.backends.reference import ReferenceSession
@@ -173,7 +173,7 @@ class Comparison:
 
     def missed(self, accuracy: float) -> bool:
         """Has a file of this accuracy lost more than allowed?"""
-        return self.settings.max_drop is not None and self.before.top1.value - accuracy > self.settings.max_drop
+        return self.settings.max_drop is not None and exceeds(self.before.top1.value - accuracy, self.settings.max_drop)
 
     def written(self, recipe: str, method: str, kept: tuple[str, ...]) -> tuple[Candidate, Accuracy]:
         """Write the file with these layers in float, unless it lies there; what it does."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ class Fp8:
                 calibration_data={self._calibration.model.graph.input[0].name: self._calibration.images},
                 calibration_method=method,
                 calibration_eps=["cpu"],
-                nodes_to_exclude=list(kept_float),
+                nodes_to_exclude=[f"{re.escape(name)}$" for name in kept_float],  # it takes them for patterns
                 high_precision_dtype="fp32",
                 output_path=str(path),
             )

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from iekd.compress.calibration import Calibration
-from iekd.compress.quantizers.onnxruntime import is_transformer
+from iekd.deploy.graph_checks import is_transformer
 from iekd.deploy.openvino_core import core, signal_stack_kept
 from iekd.deploy.openvino_format import LAYERS, SUFFIX, write_entries
 from iekd.deploy.quiet import quiet

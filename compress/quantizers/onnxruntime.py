@@ -10,7 +10,7 @@ from typing import Any, Literal
 import onnx
 
 from iekd.compress.calibration import METHODS, Calibration
-from iekd.deploy.graph_checks import WEIGHTED, Graph
+from iekd.deploy.graph_checks import WEIGHTED, Graph, is_transformer
 from iekd.deploy.quiet import quiet
 from iekd.errors import EnvironmentMissingError
 
@@ -114,11 +114,6 @@ class OrtQuantizer:
         ranges = self._calibration.ranges(method)
         data = {name: TensorData(lowest=low, highest=high) for name, (low, high) in ranges.items()}
         return TensorsData(CalibrationMethod.MinMax, data)
-
-
-def is_transformer(model: onnx.ModelProto) -> bool:
-    """Does the network normalise over channels, as transformers and their kin do?"""
-    return any(node.op_type == "LayerNormalization" for node in model.graph.node)
 
 
 def _free_fusable_branches(model: onnx.ModelProto) -> None:

@@ -7,6 +7,7 @@ it takes a compiler, and on a busy machine longer than the minute after which th
 
 from __future__ import annotations
 
+import copy
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from iekd.deploy.quiet import quiet
-from iekd.errors import EnvironmentMissingError
+from iekd.errors import EnvironmentMissingError, InputError
 from iekd.models.taps import Features, Tapped
 
 INSTALL = "pip install 'iekd-compress[quantize]'"
@@ -43,6 +44,10 @@ GRIDS = {
 """By quantisation scheme; where its recipes differ, the coarsest of them."""
 
 
+_LEFT_ALONE = "group_norm"
+"""Its scale is not one a channel of an operator's output, which NNCF takes it for."""
+
+
 class Simulated(nn.Module):
     """A copy of a tapped network under simulated quantisation.
 
@@ -60,11 +65,12 @@ class Simulated(nn.Module):
 
     Raises:
         EnvironmentMissingError: NNCF is not installed.
+        InputError: NNCF cannot quantise such a network.
     """
 
     def __init__(self, tapped: Tapped, images: Tensor, grid: Grid) -> None:
         super().__init__()
-        self._tapped = _placed(tapped.eval(), images[:1])
+        self._tapped = _placed(copy.deepcopy(tapped).eval(), images[:1])
         from nncf.torch.function_hook import get_hook_storage
 
         self._activations: list[Any] = []
@@ -140,14 +146,22 @@ def _placed(tapped: Tapped, image: Tensor) -> Tapped:
         weights_quantization_params=advanced.QuantizationParameters(per_channel=True),
     )
     transformer = any(isinstance(module, nn.LayerNorm) for module in tapped.modules())
-    with quiet():
-        placed: Tapped = nncf.quantize(
-            tapped,
-            nncf.Dataset([image]),
-            subset_size=1,
-            model_type=nncf.ModelType.TRANSFORMER if transformer else None,
-            advanced_parameters=parameters,
-        )
+    try:
+        with quiet():
+            placed: Tapped = nncf.quantize(
+                tapped,
+                nncf.Dataset([image]),
+                subset_size=1,
+                model_type=nncf.ModelType.TRANSFORMER if transformer else None,
+                ignored_scope=nncf.IgnoredScope(types=[_LEFT_ALONE], validate=False),
+                advanced_parameters=parameters,
+            )
+    except (RuntimeError, ValueError) as error:  # NNCF's own, and what it does not catch of torch's
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise InputError(
+            f"{type(tapped.network).__name__} cannot be trained under simulated int8; NNCF says: {reason}.",
+            "Give --qat never: int8 is then made without training.",
+        ) from error
     return placed
 
 

@@ -41,7 +41,7 @@ from iekd.deploy.fingerprint import fingerprint
 from iekd.errors import IekdError, InputError, VerificationError
 from iekd.files import write_json
 from iekd.models.checkpoint import load_artefact
-from iekd.models.registry import build, is_artefact, resolve
+from iekd.models.registry import build, check_classes, is_artefact, resolve
 
 SECONDS = 0.3
 """Measured for each file: enough for a median that only sorts candidates out."""
@@ -139,6 +139,7 @@ class LatencyTable:
             torch.manual_seed(0)
             if is_artefact(candidate.student):
                 network = load_artefact(Path(candidate.student)).network
+                check_classes(network, candidate.student, self.classes, candidate.size)
             else:
                 network = build(resolve(candidate.student), self.classes, candidate.size)
             if not candidate.prune:

@@ -62,7 +62,7 @@ class Study:
                 study_name=name, storage=storage, directions=["maximize", "minimize"], load_if_exists=True
             )
             trials = len(self._study.trials)
-            self._sampler = optuna.samplers.TPESampler(seed=seed + trials, n_startup_trials=5)
+            self._sampler = optuna.samplers.TPESampler(seed=(seed + trials) % 2**32, n_startup_trials=5)
         self._hold_identity(name, identity)
         self._free_abandoned(leftovers=True)
 
