@@ -155,18 +155,28 @@ def _simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The model as onnxslim simplifies it.
 
     Raises:
-        VerificationError: the simplifier changed the interface, which would break every user of the file.
+        VerificationError: the network fixes the number of images, or the simplifier changed the interface, which would
+            break every user of the file.
     """
     import onnxslim
 
+    if not _takes_any_batch(model):
+        raise VerificationError(
+            f"{name} was exported for one number of images alone.",
+            "Its forward may ask len(images), which fixes it; images.shape[0] leaves it open.",
+        )
     with quiet():
         slim = onnxslim.slim(copy.deepcopy(model))
-    batch = slim.graph.input[0].type.tensor_type.shape.dim[0]
     names = [entry.name for entry in (*slim.graph.input, *slim.graph.output)]
-    if batch.WhichOneof("value") != "dim_param" or names != [INPUT, OUTPUT]:
+    if not _takes_any_batch(slim) or names != [INPUT, OUTPUT]:
         raise VerificationError(f"simplifying {name} lost its dynamic batch or its names.", "Please report this.")
     result: onnx.ModelProto = slim
     return result
+
+
+def _takes_any_batch(model: onnx.ModelProto) -> bool:
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0]
+    return str(batch.WhichOneof("value")) == "dim_param"
 
 
 def as_batch(images: Sequence[np.ndarray]) -> np.ndarray:

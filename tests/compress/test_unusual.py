@@ -345,6 +345,29 @@ def test_a_repetition_of_one_is_refused_before_hours_of_measuring(
         bench_files(files, backend="onnxruntime", output=tmp_path / "out", modes=Modes(repeat=1), **how)
 
 
+class Counted(nn.Module):
+    """Asks its images how many they are in the way that the exporter takes for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, len(CLASSES))
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.head(batch.mean((2, 3)).reshape(len(batch), 3))
+
+
+def test_a_network_that_fixes_the_number_of_images_is_told_how(tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match="exported for one number of images alone") as caught:
+        export_onnx(
+            Counted().eval(),
+            tmp_path / "c.onnx",
+            preprocessing=Preprocessing(size=SIZE),
+            classes=CLASSES,
+            name="counted",
+        )
+    assert "images.shape[0]" in caught.value.hint
+
+
 def test_an_export_that_fails_leaves_what_lay_there(
     tmp_path: Path, artefact: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
