@@ -34,7 +34,6 @@ err = Console(stderr=True)
 def main() -> None:
     """Entry point of ``iekd-compress``: domain errors become one line and an exit code here and nowhere else."""
     debug = "--debug" in sys.argv
-    waiting_threads_sleep()
     try:
         app()
     except IekdError as error:
@@ -90,6 +89,7 @@ def compress(
         if any(value is not None for value in settings.values()):
             raise _misplaced(context.invoked_subcommand, settings)
         return
+    waiting_threads_sleep()
     given = given_settings(settings, config_file)
     with quiet_libraries():
         students = students_to_search(given)
@@ -110,6 +110,7 @@ def compress(
 @with_settings
 def teacher(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
     """Train the teacher only, into the run folder."""
+    waiting_threads_sleep()
     _run(given_settings(settings, config_file), until="teacher")
 
 
@@ -117,6 +118,7 @@ def teacher(config_file: ConfigFile = None, debug: Debug = False, **settings: An
 @with_settings
 def distill(config_file: ConfigFile = None, debug: Debug = False, **settings: Any) -> None:
     """Train teacher and student, without exporting."""
+    waiting_threads_sleep()
     _run(given_settings(settings, config_file), until="distill")
 
 

@@ -3,7 +3,8 @@
 PyTorch divides each operation among OpenMP's threads, which wait for the slowest, thousands of times in a step.  GNU's
 library lets them spin 300,000 times before they sleep (libgomp manual, "GOMP_SPINCOUNT").  Beside another process
 the slowest often has no core: one that only waits is using it, and a step takes many times as long.
-docs/results.md has what that costs, and what the limit costs where nothing else runs.
+docs/results.md has what that costs, and what the limit costs where nothing else runs.  It is for commands that train:
+a call of one image takes two fifths longer with it, and `bench` measures PyTorch as it comes.
 """
 
 from __future__ import annotations

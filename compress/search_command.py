@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from iekd.compress.host_threads import waiting_threads_sleep
 from iekd.compress.settings_options import ConfigFile, Debug, given_settings, quiet_libraries, with_settings
 from iekd.errors import EXIT_KEPT, EXIT_MISSED
 
@@ -57,6 +58,7 @@ def add_search(app: typer.Typer, out: Console) -> None:
 
         A search that was stopped goes on where it was; the same command in several processes shares the work.
         """
+        waiting_threads_sleep()
         own = {
             "prunes": prunes,
             "sizes": sizes,

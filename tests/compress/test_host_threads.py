@@ -14,6 +14,7 @@ from iekd.compress.host_threads import SPINS
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "busy_machine.py"
 OWN = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+TRAIN = ["--teacher", "none", "--student", "none"]
 
 
 def environment(**given: str) -> dict[str, str]:
@@ -22,12 +23,21 @@ def environment(**given: str) -> dict[str, str]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PyTorch has GNU's OpenMP on Linux")
 @pytest.mark.parametrize(
-    ("given", "spins"),
-    [({}, str(SPINS)), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    ("arguments", "given", "spins"),
+    [
+        (TRAIN, {}, str(SPINS)),
+        (["teacher", *TRAIN], {}, str(SPINS)),
+        (["search", *TRAIN, "--max-latency", "1ms"], {}, str(SPINS)),
+        (TRAIN, {"GOMP_SPINCOUNT": "77"}, "77"),
+        (TRAIN, {"OMP_WAIT_POLICY": "passive"}, "0"),
+        (["export", "none"], {}, "300000"),
+    ],
 )
-def test_the_command_line_says_so_before_the_library_is_loaded(given: dict[str, str], spins: str) -> None:
-    """The library tells what it goes by; the command ends with a line, since there is no such artefact."""
-    command = "import sys; from iekd.compress.cli import main; sys.argv = ['iekd-compress', 'export', 'none']; main()"
+def test_commands_that_train_say_so_before_the_library_is_loaded(
+    arguments: list[str], given: dict[str, str], spins: str
+) -> None:
+    """The library tells what it goes by; the commands end with a line, since there are no such networks."""
+    command = f"import sys; from iekd.compress.cli import main; sys.argv = ['iekd-compress', *{arguments}]; main()"
     told = subprocess.run(
         [sys.executable, "-c", command],
         env=environment(OMP_DISPLAY_ENV="verbose", **given),
