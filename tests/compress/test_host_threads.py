@@ -34,19 +34,20 @@ def environment(**given: str) -> dict[str, str]:
     ],
 )
 def test_commands_that_train_say_so_before_the_library_is_loaded(
-    arguments: list[str], given: dict[str, str], spins: str
+    arguments: list[str], given: dict[str, str], spins: str, tmp_path: Path
 ) -> None:
     """The library tells what it goes by; the commands end with a line, since there are no such networks."""
     command = f"import sys; from iekd.compress.cli import main; sys.argv = ['iekd-compress', *{arguments}]; main()"
     told = subprocess.run(
         [sys.executable, "-c", command],
         env=environment(OMP_DISPLAY_ENV="verbose", **given),
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
     assert told.returncode == 2, told.stderr
-    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told.stderr) == [spins]
+    assert set(re.findall(r"GOMP_SPINCOUNT = '(\d+)'", told.stderr)) == {spins}  # scikit-learn brings another copy
 
 
 def test_the_benchmark_compares_both_alone_and_beside_other_work() -> None:
