@@ -78,9 +78,9 @@ def compare(student: str, arguments: argparse.Namespace) -> tuple[float, float]:
                 names = list(SETTINGS) if round_ % 2 else list(SETTINGS)[::-1]
                 for name in names:
                     samples[name].append(sampled_apart(student, SETTINGS[name], arguments))
-        means = {name: statistics.median(values) for name, values in samples.items()}
-        spread = {name: f"{means[name]:.0f} [{min(values):.0f}, {max(values):.0f}]" for name, values in samples.items()}
-        ratios.append(means["ours"] / means["own"])
+        middle = {name: statistics.median(values) for name, values in samples.items()}
+        spread = {name: f"{middle[name]:.0f} [{min(values):.0f}, {max(values):.0f}]" for name, values in samples.items()}
+        ratios.append(middle["ours"] / middle["own"])
         where = "beside a busy process" if busy else "alone"
         print(f"{student}, {where}: {spread['own']} ms by the library's own, {spread['ours']} ms by ours")
     return ratios[0], ratios[1]

@@ -26,7 +26,7 @@ from iekd.deploy.engine import source_of
 from iekd.deploy.export import read_metadata
 from iekd.deploy.fingerprint import fingerprint
 from iekd.deploy.openvino_format import is_openvino, weights_beside
-from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio
+from iekd.deploy.repeat import MULTI_STREAM_SAMPLES, Candidate, measure_publishable, repeat_ratio, require_several
 from iekd.deploy.report import read_report
 from iekd.deploy.results import Accuracy, Report
 from iekd.deploy.throughput import measure_throughput
@@ -91,8 +91,8 @@ def bench_files(
     backend = backend or (TARGETS[config.target].backend if config else "onnxruntime")
     if modes.repeat and len(paths) != 2:
         raise InputError(f"--repeat measures the ratio of two files, not of {len(paths)}.", "Give two.")
-    if modes.repeat == 1:
-        raise InputError("a repetition needs two processes or more.", "Five are usual.")
+    if modes.repeat:
+        require_several(modes.repeat)
     cores = threads or len(os.sched_getaffinity(0))
     if data is None and val_fraction is None and config:
         config = dataclasses.replace(config, skip_bad_images=config.skip_bad_images or skip_bad_images)

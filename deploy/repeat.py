@@ -43,6 +43,12 @@ class Candidate:
         return get_backend(self.backend).load(self.path, threads=self.threads, batch=batch)
 
 
+def require_several(processes: int) -> None:
+    """Raise InputError unless a ratio can be repeated in so many processes."""
+    if processes < 2:
+        raise InputError("a repetition needs two processes or more.", "Five are usual.")
+
+
 def repeat_ratio(
     slow: Candidate,
     fast: Candidate,
@@ -69,8 +75,7 @@ def repeat_ratio(
     Raises:
         InputError: fewer than two processes, or a file that cannot be measured.
     """
-    if processes < 2:
-        raise InputError("a repetition needs two processes or more.", "Five are usual.")
+    require_several(processes)
     inputs = folder / "images.npy"
     with atomic_file(inputs) as temporary, open(temporary, "wb") as handle:
         np.save(handle, images)
