@@ -78,9 +78,9 @@ def compare(student: str, arguments: argparse.Namespace) -> tuple[float, float]:
                 names = list(SETTINGS) if round_ % 2 else list(SETTINGS)[::-1]
                 for name in names:
                     samples[name].append(sampled_apart(student, SETTINGS[name], arguments))
-        middle = {name: statistics.median(values) for name, values in samples.items()}
-        spread = {name: f"{middle[name]:.0f} [{min(values):.0f}, {max(values):.0f}]" for name, values in samples.items()}
-        ratios.append(middle["ours"] / middle["own"])
+        median = {name: statistics.median(values) for name, values in samples.items()}
+        spread = {name: f"{median[name]:.0f} [{min(took):.0f}, {max(took):.0f}]" for name, took in samples.items()}
+        ratios.append(median["ours"] / median["own"])
         where = "beside a busy process" if busy else "alone"
         print(f"{student}, {where}: {spread['own']} ms by the library's own, {spread['ours']} ms by ours")
     return ratios[0], ratios[1]
