@@ -64,6 +64,13 @@ class Family:
     attention: dict[nn.Module, Attention]
     only_within: list[set[nn.Module]] | None
 
+    def whole(self, network: nn.Module) -> list[nn.Module]:
+        """The layers of ``network`` that lose no output channel, whatever else would go with it."""
+        if self.only_within is None:
+            return self.outputs
+        inside = set().union(*self.only_within)
+        return self.outputs + [m for m in network.modules() if isinstance(m, LAYERS) and m not in inside]
+
 
 def inspect_family(network: nn.Module, image: Tensor) -> Family:
     """Find out what of ``network`` may be removed.

@@ -14,9 +14,9 @@ from iekd.errors import InputError
 MOST_RATIO = 0.95
 """The largest share of channels that a search tries."""
 HALVINGS = 7
+"""Of the interval of ratios: 0.95 / 2**7 is finer than rounding to 8 lets most layers follow."""
 MOST_REFUSALS = 3
 """In succession from the largest ratio, after which a network counts as one that cannot be pruned."""
-"""Of the interval of ratios: 0.95 / 2**7 is finer than rounding to 8 lets most layers follow."""
 
 Found = TypeVar("Found")
 

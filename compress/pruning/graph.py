@@ -86,8 +86,9 @@ def find_dimensions(
     graph = _build(network, image)
     names = {module: name for name, module in network.named_modules()}
     found = []
+    whole = family.whole(network)  # not even looked at: some of their groups (CoAtNet) take minutes and gigabytes
     with quiet():
-        for group in graph.get_all_groups(ignored_layers=family.outputs, root_module_types=list(LAYERS)):
+        for group in graph.get_all_groups(ignored_layers=whole, root_module_types=list(LAYERS)):
             cut = [entry.dep.target.module for entry in group if graph.is_out_channel_pruning_fn(entry.dep.handler)]
             if not _permitted(cut, family):
                 continue

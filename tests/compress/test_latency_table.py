@@ -68,6 +68,14 @@ def test_what_the_gpu_lacks_or_refuses_leaves_the_others(tmp_path: Path, monkeyp
     assert describe(found).endswith(" ms, no int8")
 
 
+def test_engines_are_of_the_graph_that_would_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A traced one scales attention by a root of its width that it casts first, which no FP16 graph may hold."""
+    Workshop().install(monkeypatch)
+    found = look_up(tmp_path, Candidate("mobilevit_xxs", 0.0, 32), target="tensorrt", precision="best")
+    assert set(found["latency"]) == {"fp32", "fp16", "bf16", "int8"}
+    assert "left_out" not in found
+
+
 def test_the_fastest_recipe_counts_whatever_an_untrained_network_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

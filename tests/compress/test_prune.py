@@ -15,6 +15,7 @@ import onnx
 import pytest
 import timm
 import torch
+import torch_pruning
 from torch import Tensor, nn
 
 from iekd.compress.prune import Latency, LatencyShare, Macs, PruneResult, Ratio, describe_gain, prune, prune_artefact
@@ -284,6 +285,21 @@ def test_rigid_attention_leaves_only_hidden_layers_to_prune() -> None:
     result: PruneResult = prune(swin, image_size=64, goal=Ratio(0.5))
     assert result.history["widths"]
     assert all(".mlp.fc1" in layer for layer in result.history["widths"])
+
+
+def test_layers_that_stay_whole_are_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes with CoAtNet's widths takes torch-pruning minutes and gigabytes to enumerate, and stays anyway."""
+    followed = []
+    follow = torch_pruning.DependencyGraph.get_pruning_group
+
+    def spy(graph: Any, module: nn.Module, *rest: Any) -> Any:
+        followed.append(graph._module2name[module])
+        return follow(graph, module, *rest)
+
+    monkeypatch.setattr(torch_pruning.DependencyGraph, "get_pruning_group", spy)
+    result = prune(timm.create_model("test_coatnet", num_classes=3, img_size=160), image_size=160, goal=Ratio(0.5))
+    assert result.history["widths"].keys() <= set(followed)
+    assert all(".mlp.fc1" in layer or ".se.fc1" in layer for layer in followed), followed
 
 
 def test_an_artefact_is_pruned_into_another_and_keeps_its_history(tmp_path: Path) -> None:
