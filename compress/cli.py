@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from iekd import __version__
 from iekd.compress import device_commands, file_commands
 from iekd.compress.host_threads import waiting_threads_sleep
+from iekd.compress.interruption import Commands, Output
 from iekd.compress.search_command import add_search, run_search, search_instead
 from iekd.compress.settings_options import ConfigFile, Debug, given_settings, quiet_libraries, with_settings
 from iekd.compress.which_job import announce_search, students_to_search, with_accuracy_limit
 from iekd.errors import EXIT_DEFECT, EXIT_ENVIRONMENT, EXIT_MISSED, IekdError, InputError
 
 app = typer.Typer(
+    cls=Commands,
     add_completion=False,
     invoke_without_command=True,
     no_args_is_help=True,
@@ -27,8 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-out = Console(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
-err = Console(stderr=True)
+out = Output(quiet=os.environ.get("RANK", "0") != "0")  # of several processes one speaks
+err = Output(stderr=True)
 
 
 def main() -> None:
@@ -45,11 +46,6 @@ def main() -> None:
             highlight=False,
         )
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped; the same command goes on from the last finished epoch.", highlight=False)
-        sys.exit(130)
-    except BrokenPipeError:
-        os._exit(0)  # the reader of our output has gone; flushing to it would raise again
     except Exception:  # an exit status of 1 would pass for a verdict
         traceback.print_exc()
         err.print("this is a defect of iekd-compress; what was finished is kept.", highlight=False)

@@ -16,6 +16,9 @@ EXIT_ENVIRONMENT = 3
 EXIT_FAILED_CHECK = 4
 EXIT_DEFECT = 70
 """EX_SOFTWARE of sysexits.h, as the board's ``run.py`` has it."""
+EXIT_INTERRUPTED = 130
+EXIT_UNREAD = 141
+"""As a shell tells of a program that a closed pipe ended."""
 
 
 class IekdError(Exception):

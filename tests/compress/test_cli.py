@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from small import arguments, command, refused
+from small import PROGRAM, arguments, command, environment_of, refused
 
 from iekd.compress import cli
 from iekd.compress.search_command import search_instead
@@ -222,6 +224,41 @@ def test_a_defect_does_not_pass_for_a_verdict(
         cli.main()
     assert stopped.value.code == 70
     assert "RuntimeError: never thought of" in capsys.readouterr().err
+
+
+def test_an_interruption_says_what_is_kept(tmp_path: Path) -> None:
+    started = subprocess.Popen(
+        [*PROGRAM, *arguments()],
+        cwd=tmp_path,
+        env=environment_of(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=listening,
+    )
+    assert started.stdout is not None
+    assert started.stdout.readline(), "it has begun"
+    started.send_signal(signal.SIGINT)
+    _, told = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert told.strip().endswith("a run goes on from there when its command is given again.")
+    assert "Traceback" not in told
+
+
+def listening() -> None:
+    """What is started from a shell's background ignores interruptions, and so do its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.mark.parametrize("words", [("objectives",), ("--version",)])
+def test_a_reader_that_has_gone_is_no_verdict(words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        found = subprocess.run(
+            [*PROGRAM, *words], stdout=gone, stderr=subprocess.PIPE, env=environment_of(PYTHONUNBUFFERED="1")
+        )
+    assert (found.returncode, found.stderr) == (141, b"")
 
 
 def test_options_before_a_subcommand_are_not_lost_in_silence() -> None:
