@@ -61,6 +61,7 @@ def make_report(job: Job, stages: dict[str, dict[str, Any]], notes: tuple[str, .
             *_pruning_gain(exported, measured),
             *_about(job, stages),
             *losses(job.config, models),
+            *slower_than_float(job.config, models, student),
         ],
     )
     write_report(report, job.folder)
@@ -162,6 +163,22 @@ def losses(config: RunConfig, models: dict[str, results.ModelResult]) -> list[st
                 f"than --max-drop {config.drop_limit:g}, which is held on training images."
             )
     return found
+
+
+def slower_than_float(
+    config: RunConfig, models: dict[str, results.ModelResult], ships: results.ModelResult
+) -> list[str]:
+    """That the precision which was asked for costs time here; a board's latency is not known here."""
+    exact = models.get("student")
+    if exact is None or ships is exact or config.precision == "best" or TARGETS[config.target].on_board:
+        return []
+    slow, quick = ships.latency.median, exact.latency.median
+    if slow.low <= quick.high:
+        return []
+    return [
+        f"{ships.precision} is slower on this machine than {exact.precision}: {slow.value:.3g} against "
+        f"{quick.value:.3g} ms ({exact.file}).  --precision best ships the fastest that keeps the accuracy."
+    ]
 
 
 def _about(job: Job, stages: dict[str, dict[str, Any]]) -> list[str]:

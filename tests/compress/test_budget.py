@@ -26,7 +26,7 @@ from iekd.compress.config_input import make_config
 from iekd.compress.data import load_data
 from iekd.compress.diagnose import diagnose
 from iekd.compress.diagnostics.finished_run import open_run
-from iekd.compress.make_report import kept_for_report, losses
+from iekd.compress.make_report import kept_for_report, losses, slower_than_float
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.plan import make_plan
@@ -35,6 +35,7 @@ from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.rehearsal import rehearse
 from iekd.compress.targets import TARGETS
 from iekd.deploy.report import read_report
+from iekd.deploy.results import Interval
 from iekd.errors import EnvironmentMissingError, IekdError, InputError
 from iekd.files import sha256_of
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
@@ -317,6 +318,28 @@ def test_a_loss_on_the_validation_images_is_held_against_the_limit(
     notes = losses(make_config({"teacher": "t", "student": "s", "max_drop": limit}), models)
     assert len(notes) == told
     assert all("int8 loses" in note and "more than --max-drop 0.01" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("times", "changes", "told"),
+    [
+        (1.5, {"precision": "int8"}, True),
+        (0.5, {"precision": "int8"}, False),
+        (1.0, {"precision": "int8"}, False),
+        (1.5, {"precision": "best"}, False),
+        (1.5, {"precision": "int8", "target": "jetson-orin"}, False),
+    ],
+)
+def test_a_precision_that_costs_time_here_is_told(times: float, changes: dict[str, str], told: bool) -> None:
+    exact = sample_report().student
+    median = {key: value * times for key, value in exact.latency.median.model_dump().items()}
+    latency = exact.latency.model_copy(update={"median": Interval(**median)})
+    int8 = exact.model_copy(update={"precision": "int8", "latency": latency})
+    config = make_config({"teacher": "t", "student": "s", **changes})
+    notes = slower_than_float(config, {"student": exact, "student-int8": int8}, int8)
+    assert bool(notes) == told
+    assert all("int8 is slower on this machine than fp32" in note and exact.file in note for note in notes)
+    assert slower_than_float(config, {"student": exact}, exact) == []
 
 
 FP8_ON_ORIN = (
