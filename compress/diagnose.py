@@ -19,9 +19,9 @@ from iekd.compress.diagnostics.cka import FEWEST_IMAGES, likeness, random_differ
 from iekd.compress.diagnostics.finished_run import FinishedRun, Split, open_run
 from iekd.compress.diagnostics.summary import in_a_sentence
 from iekd.compress.diagnostics.weight_noise import BATCH, accuracy_under_noise
-from iekd.compress.distill import Teacher, tap_teacher
 from iekd.compress.job import reopen_data
 from iekd.compress.objectives.catalogue import reads_maps
+from iekd.compress.run_objective import Teacher, tap_teacher
 from iekd.deploy.report import read_report, write_report
 from iekd.deploy.results import Diagnosis, NoiseCurve, NoiseLevel, PartDiagnosis, TapDiagnosis
 from iekd.errors import InputError, RunFolderError

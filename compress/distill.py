@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,18 +12,15 @@ from accelerate import Accelerator
 from filelock import FileLock
 from torch import Tensor, nn
 
-from iekd.compress.config import RunConfig
 from iekd.compress.job import Job
 from iekd.compress.objectives.base import Objective, TeacherRecord
-from iekd.compress.objectives.build import build_objective, taps_for
-from iekd.compress.objectives.catalogue import is_mutual
-from iekd.compress.objectives.ensemble import EnsembleTeacher
-from iekd.compress.objectives.settings import ObjectiveSettings
 from iekd.compress.quantizers.simulated import Answers, Simulated
+from iekd.compress.run_objective import Teacher, make_objective, tap_teacher, taps_of
 from iekd.compress.shared import Ask, answers_of, as_asked, shared_checkpoints
 from iekd.compress.teacher import first_network
 from iekd.compress.teacher_cache import AnswerCache, bytes_needed
-from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
+from iekd.compress.trainer import FitSettings, fit
+from iekd.compress.training_state import History, load_best
 from iekd.compress.views import Batch
 from iekd.errors import InputError
 from iekd.files import sha256_of
@@ -145,28 +141,6 @@ def load_teacher(job: Job, given: str | nn.Module) -> nn.Module:
     return load_artefact(job.folder / "teacher", given if isinstance(given, nn.Module) else None).network
 
 
-Teacher = Tapped | EnsembleTeacher
-
-
-class Taps(NamedTuple):
-    """Stages to tap, by number or name."""
-
-    teacher: tuple[int | str, ...]
-    student: tuple[int | str, ...]
-
-
-def taps_of(config: RunConfig) -> Taps:
-    """Where the objective reads the networks."""
-    return Taps(taps_for(config.objective, config.teacher_taps), taps_for(config.objective, config.taps))
-
-
-def tap_teacher(network: nn.Module, taps: Sequence[int | str], size: int) -> Teacher:
-    """The teacher with its taps, for images of ``size`` pixels; an ensemble's members are tapped each."""
-    if isinstance(network, Ensemble):
-        return EnsembleTeacher([Tapped(member, taps, size) for member in network.members])
-    return Tapped(network, taps, size)
-
-
 def asked(teacher: Teacher, accelerator: Accelerator) -> Ask:
     """``teacher`` as it answers in training: in the run's mixed precision, where it has one; float32 comes out."""
 
@@ -176,36 +150,6 @@ def asked(teacher: Teacher, accelerator: Accelerator) -> Ask:
         return Features(found.logits.float(), tuple(tap.float() for tap in found.taps))
 
     return ask
-
-
-def objective_settings(config: RunConfig) -> ObjectiveSettings:
-    """The objective's part of the settings; what is None there keeps the objective's own default."""
-    own = {field.name for field in dataclasses.fields(ObjectiveSettings)}
-    given = {key: value for key, value in dataclasses.asdict(config).items() if key in own and value is not None}
-    return ObjectiveSettings(**given)
-
-
-def later_config(config: RunConfig) -> RunConfig:
-    """What trains the student after its distillation: the same; after learning together, the answers of the finished
-    teacher, which no longer learns."""
-    return dataclasses.replace(config, objective="kd") if is_mutual(config.objective) else config
-
-
-def make_objective(config: RunConfig, teacher: Teacher, student: Tapped, size: int, classes: int) -> Objective:
-    """The objective that the settings name, for these networks and images of ``size`` pixels; seeded.
-
-    Raises:
-        InputError: see :func:`build_objective`.
-    """
-    seed_everything(config.seed, "objective-init", 0)
-    return build_objective(
-        config.objective,
-        teacher=teacher.shapes(size),
-        student=student.shapes(size),
-        classes=classes,
-        settings=objective_settings(config),
-        ensemble=teacher.members(size) if isinstance(teacher, EnsembleTeacher) else (),
-    )
 
 
 def _prepare_factors(objective: Objective, teacher: Teacher, student: Tapped, job: Job) -> History:

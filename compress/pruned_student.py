@@ -10,11 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from iekd.compress.distill import Schedule, distill_network, later_config
+from iekd.compress.distill import Schedule, distill_network
 from iekd.compress.job import Job
 from iekd.compress.plan import Plan
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
+from iekd.compress.run_objective import later_config
 from iekd.compress.targets import TARGETS
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 

@@ -14,11 +14,12 @@ from torch import nn
 
 from iekd.compress.calibration import choose_numbers
 from iekd.compress.config import RunConfig
-from iekd.compress.distill import Schedule, distill_network, later_config
+from iekd.compress.distill import Schedule, distill_network
 from iekd.compress.job import Job
 from iekd.compress.learning_rate import SCRATCH
 from iekd.compress.plan import Plan
 from iekd.compress.quantizers.simulated import GRIDS, Simulated
+from iekd.compress.run_objective import later_config
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import QAT_ARTEFACT
 from iekd.compress.views import chosen_arrays

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from iekd.compress.config import RunConfig
-from iekd.compress.distill import Teacher, later_config, make_objective, objective_settings, tap_teacher, taps_of
 from iekd.compress.objectives.alignment import FEWEST_IMAGES
 from iekd.compress.objectives.build import parse_objective
 from iekd.compress.objectives.catalogue import is_mutual
@@ -19,6 +18,7 @@ from iekd.compress.precisions import grids_to_train, require_quantizers
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantizers.simulated import Simulated
+from iekd.compress.run_objective import Teacher, later_config, make_objective, objective_settings, tap_teacher, taps_of
 from iekd.compress.targets import TARGETS
 from iekd.compress.unread import unread_settings
 from iekd.compress.untrained import untrained

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 
 from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
@@ -24,8 +23,7 @@ from iekd.compress.learning_rate import RULE
 from iekd.compress.objectives.catalogue import reading_of
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
-from iekd.compress.plan import STUDENT_EPOCHS, make_plan
-from iekd.compress.rehearsal import rehearse
+from iekd.compress.plan import STUDENT_EPOCHS
 from iekd.compress.run_folder import is_run_folder
 from iekd.compress.searching import space as spaces
 from iekd.compress.searching.latency_table import Entry, LatencyTable, machine_key, machine_parts
@@ -35,10 +33,10 @@ from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.storage import open_storage, require_optuna
 from iekd.compress.searching.study import Study
+from iekd.compress.searching.teachers import Teachers, qat_for
 from iekd.deploy.search_page import render
 from iekd.errors import InputError, RunFolderError
 from iekd.files import write_text
-from iekd.models.checkpoint import read_description
 
 SLACK = 1.1
 """A candidate is trained where the table has it at most so far above the limit: the table's figures are short ones."""
@@ -107,6 +105,7 @@ class _Search:
         self.folder = config.folder
         self.epochs = config.epochs or STUDENT_EPOCHS
         self.table: dict[Candidate, Entry] = {}
+        self.teachers: Teachers
 
     def run(self) -> Outcome:
         storage = open_storage(self.own.storage, self.folder)
@@ -117,6 +116,8 @@ class _Search:
             for end in ("", "-full")
         )
         self.table = table = self._table()
+        students = dict.fromkeys(candidate.student for candidate, entry in table.items() if "latency" in entry)
+        self.teachers = Teachers(self.config, self.data, list(students), self.observer)
         refused = {candidate.name: entry["refused"] for candidate, entry in table.items() if "refused" in entry}
         if len(refused) == len(table):
             raise InputError(f"no student can be used; {_first(refused)}", "Give others.")
@@ -192,7 +193,7 @@ class _Search:
         self.observer.note(f"{'Short recovery' if phase == 'short' else 'Full schedule'}: {candidate.title}")
         run = f"{phase}/{candidate.name}"
         config = self._run_config(candidate, run, phase)
-        shared = self._teacher_run(candidate.size) / "shared"
+        shared = self.teachers.shared_by(candidate.size)
         try:
             report = run_stages(
                 config, config.teacher, config.student, self.data, self.observer, until="report", shared=shared
@@ -209,7 +210,7 @@ class _Search:
         short, precision = phase == "short", self._precision(candidate)
         return dataclasses.replace(
             self.config,
-            teacher=str(self._teacher(candidate.size)),
+            teacher=str(self.teachers.of_size(candidate.size)),
             student=candidate.student,
             teacher_epochs=0,
             teacher_weights="auto",
@@ -217,7 +218,7 @@ class _Search:
             precision=precision,
             image_size=candidate.size,
             epochs=self._short_epochs() if short else self.epochs,
-            qat="never" if short and self.config.qat == "auto" else self._qat(precision),
+            qat="never" if short and self.config.qat == "auto" else qat_for(precision, self.config),
             out=str(self.folder / run),
         )
 
@@ -228,64 +229,12 @@ class _Search:
         slower = bool(others) and min(others) > SLACK * latency["fp32"]
         return "fp32" if self.config.precision == "best" and slower else self.config.precision
 
-    def _qat(self, precision: str) -> str:
-        """``always`` is refused where no int8 is made."""
-        return "never" if precision == "fp32" and self.config.qat == "always" else self.config.qat
-
     def _short_epochs(self) -> int:
         return self.own.short_epochs or max(1, self.epochs // 4)
 
-    def _teacher(self, size: int) -> Path:
-        """The artefact of the one teacher for this input size, trained by whoever needs it first."""
-        out = self._teacher_run(size)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{out}.lock"):
-            if not (out / "teacher" / "model.json").is_file():
-                config = self._teacher_config(size, out)
-                run_stages(config, config.teacher, config.student, self.data, self.observer, until="teacher")
-        return out / "teacher"
-
-    def _teacher_config(self, size: int, out: Path) -> RunConfig:
-        """Settings of the run that trains the teacher alone.
-
-        A run tries out both of its networks before it trains either: this one names the first student that could
-        follow.  The others are tried out by their own runs.
-
-        Raises:
-            InputError: none could; what the first one lacks.
-        """
-        errors = []
-        for student in dict.fromkeys(
-            candidate.student for candidate, entry in self.table.items() if "latency" in entry
-        ):
-            config = dataclasses.replace(
-                self.config,
-                student=student,
-                prune=0.0,
-                precision="fp32",
-                qat=self._qat("fp32"),
-                image_size=size,
-                out=str(out),
-            )
-            try:
-                plan = make_plan(config, self.data, config.teacher, student, Observer())
-                rehearse(config, plan, len(self.data.classes), config.teacher, student)
-            except InputError as error:
-                errors.append(error)
-            else:
-                return config
-        raise errors[0]
-
-    def _teacher_run(self, size: int) -> Path:
-        """Its run folder; in ``shared`` there lies what all runs under it have in common."""
-        return self.folder / "teachers" / f"{size}px"
-
     def _reference_accuracy(self) -> float:
         """Of the teacher at the largest input size: what every candidate is held against."""
-        accuracy = float(read_description(self._teacher(max(self.space.sizes)))["facts"]["accuracy"])
-        if accuracy <= 0:
-            raise InputError("the teacher answers no validation image correctly.", "Train it for longer.")
-        return accuracy
+        return self.teachers.accuracy_at(max(self.space.sizes))
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same in every worker and after every stop; the latencies' machine is among it."""

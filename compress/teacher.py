@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from iekd.compress.job import Job
 from iekd.compress.shared import shared_facts
-from iekd.compress.trainer import FitSettings, History, fit, load_best, seed_everything
+from iekd.compress.trainer import FitSettings, fit, seed_everything
+from iekd.compress.training_state import History, load_best
 from iekd.errors import EnvironmentMissingError, InputError
 from iekd.models.checkpoint import (
     Artefact,

@@ -7,14 +7,15 @@ from typing import Any
 from torch import nn
 
 from iekd.compress.clipping import Group
-from iekd.compress.distill import objective_settings, taps_of
 from iekd.compress.job import Job
 from iekd.compress.objectives.lift import InheritExplore
 from iekd.compress.objectives.mutual import DeepMutual, build_mutual
 from iekd.compress.pace import Pace
 from iekd.compress.plan import Plan
+from iekd.compress.run_objective import objective_settings, taps_of
 from iekd.compress.teacher import first_network
-from iekd.compress.trainer import FitSettings, fit, load_best, seed_everything
+from iekd.compress.trainer import FitSettings, fit, seed_everything
+from iekd.compress.training_state import load_best
 from iekd.errors import InputError
 from iekd.models.checkpoint import Artefact, save_artefact
 from iekd.models.ensemble import Ensemble

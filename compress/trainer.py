@@ -7,13 +7,12 @@ killed ends with the same weights as one that was not.
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,12 +27,8 @@ from iekd.compress.clipping import Group, clip, clip_groups
 from iekd.compress.host_memory import freed_memory_kept
 from iekd.compress.observer import Observer
 from iekd.compress.pace import Pace, set_pace
-from iekd.errors import DivergenceError, InputError, RunFolderError
-from iekd.files import atomic_file
-
-Figures = dict[str, float]
-_FRESH_SCALER = {"scale": 2.0**16, "_growth_tracker": 0}
-"""How torch's gradient scaler for ``fp16`` starts."""
+from iekd.compress.training_state import Figures, History, resume, save
+from iekd.errors import DivergenceError, InputError
 
 
 class Batches(Protocol):
@@ -57,27 +52,6 @@ class FitSettings:
     optimizer: str = "adamw"
     clip_norm: float | None = 5.0
     seed: int = 0
-
-
-@dataclass
-class History:
-    """What was logged, one value an epoch and quantity; also the record of how far training has come."""
-
-    figures: dict[str, list[float | None]] = field(default_factory=dict)
-    """None in epochs that lacked the quantity, such as a loss term of a teacher that waited throughout."""
-
-    @property
-    def epochs(self) -> int:
-        """Finished epochs."""
-        return len(next(iter(self.figures.values()), []))
-
-    def append(self, figures: Figures) -> None:
-        """Add one epoch."""
-        before = self.epochs
-        for name in figures:
-            self.figures.setdefault(name, [None] * before)
-        for name, values in self.figures.items():
-            values.append(figures.get(name))
 
 
 def fit(
@@ -120,7 +94,7 @@ def fit(
     optimizer = create_optimizer_v2(task, opt=settings.optimizer, lr=settings.lr, weight_decay=settings.weight_decay)
     if pace is not None:
         set_pace(optimizer, pace)
-    history = _resume(folder / "last.pt", task, optimizer, accelerator)
+    history = resume(folder / "last.pt", task, optimizer, accelerator)
     first = history.epochs
     wrapped, optimizer = accelerator.prepare(task, optimizer)
     groups = clip_groups(task, apart)
@@ -142,7 +116,7 @@ def fit(
                 figures |= evaluate()
             history.append(figures)
             if accelerator.is_main_process:
-                _save(folder, task, optimizer, history, accelerator.scaler)
+                save(folder, task, optimizer, history, accelerator.scaler)
                 writer.add(epoch, figures)
             accelerator.wait_for_everyone()
             observer.epoch_finished(name, epoch, figures)
@@ -229,11 +203,6 @@ def seed_everything(seed: int, name: str, epoch: int) -> None:
     random.seed(mixed)
 
 
-def load_best(task: nn.Module, folder: Path) -> None:
-    """Put the weights of the best epoch into ``task``."""
-    task.load_state_dict(_read(folder / "best.pt")["task"])
-
-
 def _set_lr(optimizer: Any, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
@@ -250,58 +219,6 @@ def refuse_non_finite(terms: dict[str, Tensor], name: str, epoch: int, step: int
         f"loss term '{bad}' of stage '{name}' became {terms[bad].item()} in epoch {epoch + 1}, step {step + 1}.",
         f"{kept}  Try a smaller learning rate or weight for it, in another --out.".strip(),
     )
-
-
-def _save(folder: Path, task: nn.Module, optimizer: Any, history: History, scaler: Any) -> None:
-    accuracies = [value for value in history.figures.get("accuracy", []) if value is not None]
-    state = {
-        "task": task.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "history": json.dumps(history.figures),
-        "scaler": {} if scaler is None else scaler.state_dict(),
-    }
-    if accuracies and accuracies[-1] >= max(accuracies):
-        _write(folder / "best.pt", {"task": state["task"], "history": state["history"]})
-    _write(folder / "last.pt", state)
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    with atomic_file(path) as temporary:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk as a RuntimeError
-            if "write" not in str(error) and "enforce fail" not in str(error):
-                raise
-            raise OSError(28, str(error)) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """On the processor, from where it is copied to the network's device: not every name of a device can be read to."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RunFolderError(
-            f"checkpoint {path} is damaged ({type(error).__name__}).", "Delete it and start again."
-        ) from error
-    return state
-
-
-def _resume(path: Path, task: nn.Module, optimizer: Any, accelerator: Accelerator) -> History:
-    state = _read(path) if path.exists() else {}
-    if accelerator.scaler is not None:  # of the whole run: what the stage before left of it must not reach this one
-        known = state.get("scaler") or {**accelerator.scaler.state_dict(), **_FRESH_SCALER}
-        accelerator.scaler.load_state_dict(known)
-    if not state:
-        return History()
-    try:
-        task.load_state_dict(state["task"])
-        optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:  # of the optimiser, whose groups were parted otherwise
-        raise RunFolderError(
-            f"checkpoint {path} is of another training than this one: it was left by another version.",
-            "Delete it: this training begins anew.",
-        ) from error
-    return History(json.loads(state["history"]))
 
 
 class _Events:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from iekd.compress.choice import choose
 from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
-from iekd.compress.distill import later_config, objective_settings
 from iekd.compress.objectives.catalogue import OBJECTIVES
 from iekd.compress.objectives.split import split_channels
 from iekd.compress.qat import NAME as QAT
 from iekd.compress.run_folder import FORMAT
+from iekd.compress.run_objective import later_config, objective_settings
 from iekd.compress.variants import FOLDER as VARIANTS
 from iekd.compress.variants import QAT_ARTEFACT
 from iekd.errors import InputError, RunFolderError

@@ -7,8 +7,8 @@ import pytest
 
 from iekd.compress.config import RunConfig, options
 from iekd.compress.config_input import make_config, read_config_file, to_yaml
-from iekd.compress.distill import objective_settings
 from iekd.compress.objectives.settings import ObjectiveSettings
+from iekd.compress.run_objective import objective_settings
 from iekd.compress.texts import parse_latency
 from iekd.errors import InputError
 

@@ -19,7 +19,7 @@ from iekd.compress.config_input import make_config
 from iekd.compress.diagnose import diagnose
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
-from iekd.compress.trainer import History
+from iekd.compress.training_state import History
 from iekd.compress.unread import unread_note
 from iekd.errors import InputError, RunFolderError
 from iekd.models.checkpoint import load_artefact

@@ -238,10 +238,10 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(tmp_path: Path) -> 
 
 
 def test_an_objective_that_turns_nan_keeps_what_was_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from iekd.compress import distill
+    from iekd.compress import run_objective
     from iekd.errors import DivergenceError
 
-    build = distill.build_objective
+    build = run_objective.build_objective
 
     def poisoned(*args: object, **kwargs: object) -> Objective:
         objective = build(*args, **kwargs)  # type: ignore[arg-type]
@@ -255,7 +255,7 @@ def test_an_objective_that_turns_nan_keeps_what_was_reached(tmp_path: Path, monk
         objective.forward = broken  # type: ignore[method-assign]
         return objective
 
-    monkeypatch.setattr(distill, "build_objective", poisoned)
+    monkeypatch.setattr(run_objective, "build_objective", poisoned)
     with pytest.raises(DivergenceError, match=r"'explore' of stage 'student' became -inf in epoch 2, step 2"):
         iekd.run(**settings(out=str(tmp_path / "run")))
     assert (tmp_path / "run" / "checkpoints" / "student" / "last.pt").exists()

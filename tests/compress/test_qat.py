@@ -21,13 +21,13 @@ import iekd
 from iekd.compress import qat, variants
 from iekd.compress.config import RunConfig
 from iekd.compress.config_input import make_config
-from iekd.compress.distill import later_config
 from iekd.compress.learning_rate import SCRATCH
 from iekd.compress.observer import Observer
 from iekd.compress.pipeline import run_stages
 from iekd.compress.precisions import grids_to_train, left_out, precisions_asked, require_quantizers
 from iekd.compress.qat import LR_SHARE, qat_epochs
 from iekd.compress.quantize import Candidate, QuantizeResult, QuantizeSettings, quantize
+from iekd.compress.run_objective import later_config
 from iekd.compress.targets import TARGETS
 from iekd.compress.variants import QAT_ARTEFACT, make_variants
 from iekd.deploy.graph_checks import is_quantized, require_tensorrt_graph

@@ -26,7 +26,7 @@ from iekd.compress.learning_rate import RULE
 from iekd.compress.observer import Observer
 from iekd.compress.precisions import require_quantizers
 from iekd.compress.search import limits_of, search
-from iekd.compress.searching import latency_table
+from iekd.compress.searching import latency_table, teachers
 from iekd.compress.searching.latency_table import LatencyTable
 from iekd.compress.searching.outcome import Limits, Point, judge, pareto_front, promising
 from iekd.compress.searching.settings import SearchSettings
@@ -166,7 +166,7 @@ def test_the_teacher_is_trained_beside_the_first_student_that_can_be(
         raise BegunError(config.student)
 
     monkeypatch.setattr(LatencyTable, "_measure", measure)
-    monkeypatch.setattr("iekd.compress.search.run_stages", begin)
+    monkeypatch.setattr("iekd.compress.searching.teachers.run_stages", begin)
     named = ",".join(f"tiny_networks:{name}" for name in students.split(","))
     with pytest.raises(BegunError, match=f"tiny_networks:{beside}"):
         search(tiny(tmp_path, student=named, min_retained=0.01), OWN)
@@ -625,13 +625,13 @@ def test_int8_is_trained_for_where_it_is_made(
     """``--qat always`` is refused by a run that makes no int8, as the teacher's is and one that float32 is left to."""
     config = make_config(tiny(tmp_path, student="any", min_retained=0.9, precision="best", qat=qat))
     own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)
-    monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
+    own.teachers = teachers.Teachers(config, SimpleNamespace(classes="ab"), ["a"], Observer())
+    monkeypatch.setattr(own.teachers, "of_size", lambda _size: tmp_path)
     monkeypatch.setattr(own, "_precision", lambda _candidate: precision)
     assert own._run_config(Candidate("a", 0.0, 16), "short/a", phase).qat == trained
-    monkeypatch.setattr(search_module, "make_plan", lambda *_: None)
-    monkeypatch.setattr(search_module, "rehearse", lambda config, *_: require_quantizers(config))
-    own.table, own.data = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}, SimpleNamespace(classes="ab")
-    assert own._teacher_config(16, tmp_path).precision == "fp32"
+    monkeypatch.setattr(teachers, "make_plan", lambda *_: None)
+    monkeypatch.setattr(teachers, "rehearse", lambda config, *_: require_quantizers(config))
+    assert own.teachers.config_of(16).precision == "fp32"
 
 
 def test_a_candidate_that_is_too_large_for_the_gpu_is_refused_like_any(
@@ -643,7 +643,8 @@ def test_a_candidate_that_is_too_large_for_the_gpu_is_refused_like_any(
     config = make_config(tiny(tmp_path, student="any", min_retained=0.9))
     own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)
     own.table = {Candidate("a", 0.0, 16): {"latency": {"fp32": 1}}}
-    monkeypatch.setattr(own, "_teacher", lambda _size: tmp_path)
+    own.teachers = teachers.Teachers(config, SimpleNamespace(classes="ab"), ["a"], Observer())
+    monkeypatch.setattr(own.teachers, "of_size", lambda _size: tmp_path)
     monkeypatch.setattr(search_module, "run_stages", run)
     with pytest.raises(InputError, match=r"more memory than the GPU has \(tried to allocate 90 GiB\)\.  Lower --batch"):
         own._train(Candidate("a", 0.0, 16), "short")

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from iekd.compress.clipping import clip, clip_groups
 from iekd.compress.observer import Observer
 from iekd.compress.pace import Pace
-from iekd.compress.trainer import FitSettings, History, fit, learning_rate, load_best
+from iekd.compress.trainer import FitSettings, fit, learning_rate
+from iekd.compress.training_state import History, load_best
 from iekd.errors import DivergenceError, RunFolderError
 
 

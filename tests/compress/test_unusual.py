@@ -38,7 +38,8 @@ from iekd.compress.searching.space import Candidate, Space, identity_of
 from iekd.compress.searching.storage import open_storage
 from iekd.compress.searching.study import Study
 from iekd.compress.sensitivity import exceeds, fewest_kept
-from iekd.compress.trainer import FitSettings, _resume, fit
+from iekd.compress.trainer import FitSettings, fit
+from iekd.compress.training_state import resume
 from iekd.deploy import precision
 from iekd.deploy.export import export_onnx
 from iekd.errors import InputError, VerificationError
@@ -103,7 +104,7 @@ def test_a_checkpoint_is_read_whatever_the_processor_is_called(tmp_path: Path) -
     numbered: Any = SimpleNamespace(scaler=None, device=torch.device("cpu:0"))
     task = Task()
     optimizer = create_optimizer_v2(task, opt="adamw", lr=0.1, weight_decay=FitSettings.weight_decay)
-    assert _resume(tmp_path / "last.pt", task, optimizer, numbered).epochs == 1
+    assert resume(tmp_path / "last.pt", task, optimizer, numbered).epochs == 1
 
 
 class Grouped(nn.Module):
