@@ -4,7 +4,8 @@ Each student has a folder of its own under --out; what is finished there is not 
 project itself, all under one teacher, where --runs names no folder of trained runs (NAME/student.onnx and
 NAME/student/).  Calibration and the choice between candidates see training images only; accuracy is that of the
 validation images, through the files.  Latency is interleaved in one run for each backend, batch 1: `--until training`
-and `--until libraries` stop before anything is timed, so that the rest can be run on a machine at rest.
+and `--until libraries` stop before anything is timed, so that the rest can be run on a machine at rest; several
+processes may train different students in one --out.
 
 For each student and backend ours is compared with the smallest drop of any library and, apart from that, with the
 lowest latency of any, be it that of a file which lost its accuracy: the last line holds the worst of each.  The lines
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 from quantiser_libraries import made_by_libraries
 from quantiser_table import OURS, points_behind, show
@@ -86,7 +88,8 @@ def trained(student: str, arguments: argparse.Namespace) -> Path:
     if arguments.runs:
         return Path(arguments.runs) / student
     teacher = Path(arguments.out) / "teacher"
-    train(arguments.teacher, student, arguments, teacher, until="teacher")
+    with FileLock(Path(arguments.out) / "teacher.lock"):  # several processes may train students side by side
+        train(arguments.teacher, student, arguments, teacher, until="teacher")
     folder = Path(arguments.out) / student / "run"
     train(str(teacher / "teacher"), student, arguments, folder, until="export")
     return folder
