@@ -100,6 +100,9 @@ class RunConfig:
     prune_epochs: Annotated[int | None, Ge(1), Option("Epochs of each recovery.", _COMPRESS)] = None
     prune_criterion: Annotated[str, Option("group-norm, magnitude, bn-scale or taylor.", _COMPRESS)] = "group-norm"
     prune_scope: Annotated[str, Option("uniform or global.", _COMPRESS)] = "uniform"
+    prune_round_to: Annotated[
+        Count | None, Option("Widths become multiples of it.  Default: as the target likes, 16 or 8.", _COMPRESS)
+    ] = None
     precision: Annotated[
         str,
         Option("fp32, fp16, bf16, int8, fp8, or best: all that the target has.", _COMPRESS),
@@ -204,6 +207,11 @@ class RunConfig:
     def prune_share(self) -> float:
         """Share of what is left that each of ``prune_steps`` removes."""
         return 1 - float((1 - self.prune) ** (1 / self.prune_steps))
+
+    @property
+    def round_to(self) -> int:
+        """What the widths that pruning leaves are multiples of."""
+        return self.prune_round_to or TARGETS[self.target].round_to
 
     @property
     def taps(self) -> tuple[int | str, ...]:

@@ -16,7 +16,6 @@ from iekd.compress.plan import Plan
 from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.run_objective import later_config
-from iekd.compress.targets import TARGETS
 from iekd.models.checkpoint import Artefact, load_artefact, save_artefact
 
 CUT = "cut"
@@ -87,7 +86,7 @@ def _cut(artefact: Artefact, folder: Path, job: Job) -> None:
         goal=goal_of_share(config, config.prune_share, network, size, len(job.data.classes)),
         criterion=config.prune_criterion,
         scope=config.prune_scope,
-        round_to=TARGETS[config.target].round_to,
+        round_to=config.round_to,
         batches=_batches(job) if config.prune_criterion == "taylor" else None,
     )
     entry = {**cut.history, "macs": list(cut.macs)}

@@ -19,7 +19,6 @@ from iekd.compress.prune import prune
 from iekd.compress.pruning.share import goal_of_share
 from iekd.compress.quantizers.simulated import Simulated
 from iekd.compress.run_objective import Teacher, later_config, make_objective, objective_settings, tap_teacher, taps_of
-from iekd.compress.targets import TARGETS
 from iekd.compress.unread import unread_settings
 from iekd.compress.untrained import untrained
 from iekd.errors import InputError
@@ -142,7 +141,7 @@ def _prunings(config: RunConfig, student: nn.Module, size: int, classes: int) ->
                 goal=goal_of_share(config, config.prune_share, network, size, classes),
                 criterion=criterion,
                 scope=config.prune_scope,
-                round_to=TARGETS[config.target].round_to,
+                round_to=config.round_to,
             ).network
         except InputError as error:
             raise InputError(f"pruning step {step + 1} of {config.prune_steps}: {error.message}", error.hint) from error

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from iekd.compress.config import RunConfig
+from iekd.compress.config import FREE_TO_CHANGE, RunConfig
 from iekd.compress.config_input import make_config
 from iekd.compress.data import ImageData
 from iekd.compress.job import open_data
@@ -32,7 +32,7 @@ from iekd.compress.searching.settings import SearchSettings, check, space_of
 from iekd.compress.searching.space import Candidate, Space
 from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.storage import open_storage, require_optuna
-from iekd.compress.searching.study import Study
+from iekd.compress.searching.study import WIDTHS, Study
 from iekd.compress.searching.teachers import Teachers, qat_for
 from iekd.deploy.search_page import render
 from iekd.errors import InputError, RunFolderError
@@ -40,7 +40,7 @@ from iekd.files import write_text
 
 SLACK = 1.1
 """A candidate is trained where the table has it at most so far above the limit: the table's figures are short ones."""
-_NOT_COMPARED = ("student", "out", "prune", "image_size", "epochs", "workers", "min_retained", "max_latency")
+_NOT_COMPARED = {"student", "out", "prune", "prune_round_to", "image_size", "epochs"} | FREE_TO_CHANGE
 Phase = Literal["short", "full"]
 
 
@@ -246,6 +246,7 @@ class _Search:
             "sizes": self.space.sizes,
             "epochs": self.epochs,
             "short epochs": self._short_epochs(),
+            WIDTHS: self.config.round_to,
             "data digest": self.data.digest,
             "machine": machine_parts(self.config),
             "machine (or its software)": machine_key(self.config),

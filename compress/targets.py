@@ -49,14 +49,16 @@ class Target:
         return "onnxruntime" if self.runs_engines else self.backend
 
 
+_AVX512 = 16
+"""Channels that both runtimes compute at once with AVX-512; a part of a block costs as much as a whole one."""
 _TENSORRT = {"fp16": "fp16", "bf16": "bf16", "int8": "int8-tensorrt", "fp8": "fp8-tensorrt"}
 _ORIN = {"fp16": "fp16", "bf16": "bf16", "int8": "int8-tensorrt"}
 
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", "ONNX Runtime on a CPU", "onnxruntime", {"int8": "int8-x86-onnxruntime"}),
-        Target("openvino", "OpenVINO on an x86 CPU", "openvino", {"int8": "int8-openvino"}),
+        Target("cpu", "ONNX Runtime on a CPU", "onnxruntime", {"int8": "int8-x86-onnxruntime"}, round_to=_AVX512),
+        Target("openvino", "OpenVINO on an x86 CPU", "openvino", {"int8": "int8-openvino"}, round_to=_AVX512),
         Target("cuda", "ONNX Runtime on an NVIDIA GPU", "onnxruntime-cuda", {"fp16": "fp16"}),
         Target("tensorrt", "TensorRT on this machine's GPU", "tensorrt", _TENSORRT, round_to=16),
         Target("jetson-orin", "a bundle for a Jetson Orin", "onnxruntime", _ORIN, round_to=16, on_board=True),

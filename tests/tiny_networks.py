@@ -25,8 +25,8 @@ def teacher(num_classes: int) -> nn.Module:
 
 
 def prunable(num_classes: int) -> nn.Module:
-    """Wide enough for multiples of 8 to be cut off, once or twice."""
-    return _network(num_classes, 16)
+    """Wide enough for multiples of 16 to be cut off, once or twice."""
+    return _network(num_classes, 32)
 
 
 def student(num_classes: int) -> nn.Module:

@@ -112,7 +112,7 @@ class LatencyTable:
 
     def _key(self, candidate: Candidate) -> str:
         config = self.config
-        how = f"prune={candidate.prune:g}/{config.prune_scope}/{TARGETS[config.target].round_to}"
+        how = f"prune={candidate.prune:g}/{config.prune_scope}/{config.round_to}"
         if candidate.prune and config.prune_goal != "macs":
             how += f"/{config.prune_goal}"
         precisions = "+".join(self._precisions())
@@ -150,7 +150,7 @@ class LatencyTable:
                 image_size=candidate.size,
                 goal=goal_of_share(self.config, candidate.prune, network, candidate.size, self.classes),
                 scope=self.config.prune_scope,
-                round_to=TARGETS[self.config.target].round_to,
+                round_to=self.config.round_to,
             )
             return cut.network.eval()
 

@@ -216,7 +216,7 @@ def test_one_process_cuts_and_all_train_what_it_left(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(pruned_student, "prune", None)
     start(main=False)
     ours, theirs = trained
-    assert ours["0.weight"].shape == (8, 3, 3, 3)
+    assert ours["0.weight"].shape == (16, 3, 3, 3)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import re
@@ -20,6 +21,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from iekd.compress import cli, files
+from iekd.compress.targets import TARGETS
 from iekd.deploy.backends import get_backend
 from iekd.deploy.export import read_metadata
 from iekd.deploy.graph_checks import Graph
@@ -198,9 +200,11 @@ def test_widths_are_rounded_as_the_target_likes(prunable: Path, monkeypatch: pyt
         raise InputError("enough")
 
     monkeypatch.setattr(files, "prune_artefact", cut)
-    for flags in ((), ("--target", "jetson-orin"), ("--target", "jetson-orin", "--round-to", "4")):
+    orin = ("--target", "jetson-orin")
+    monkeypatch.setitem(TARGETS, "jetson-orin", dataclasses.replace(TARGETS["jetson-orin"], round_to=32))
+    for flags in ((), orin, (*orin, "--round-to", "4")):
         pruned(prunable, "--ratio", "0.5", *flags)
-    assert rounded == [8, 16, 4]
+    assert rounded == [TARGETS["cpu"].round_to, 32, 4]
 
 
 def test_an_artefact_is_pruned_and_its_gain_told(finished_run: Path, tmp_path: Path) -> None:
