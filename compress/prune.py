@@ -115,7 +115,7 @@ def prune(
         raise InputError(
             f"nothing to prune in {task.name}: at ratio {chosen.ratio:g} no width changes "
             f"({len(dimensions)} prunable widths, rounded to {round_to}).",
-            "Raise the goal, or lower the rounding.",
+            "Raise the goal, or round less (--prune-round-to, or --round-to of the command prune).",
         )
     pruned = chosen.result.network
     refresh_facts(network, pruned, task.image)
