@@ -33,7 +33,7 @@ from iekd.compress.searching.settings import SearchSettings
 from iekd.compress.searching.space import Candidate, Space, parse_shares, parse_sizes, parse_students
 from iekd.compress.searching.start import spread_out
 from iekd.compress.searching.storage import open_storage
-from iekd.compress.searching.study import Study
+from iekd.compress.searching.study import WIDTHS, Study
 from iekd.deploy import fingerprint, machine
 from iekd.deploy.results import Interval
 from iekd.errors import InputError, RunFolderError
@@ -454,6 +454,29 @@ def test_a_search_of_before_the_rate_hung_on_the_steps_is_not_gone_on_with(tmp_p
     Study("s", open_storage(None, tmp_path), SPACE, {"lr": None}, seed=0)
     with pytest.raises(InputError, match="rule for the learning rate: it was the same for all lengths and is by the n"):
         Study("s", open_storage(None, tmp_path), SPACE, {"lr": None, **RULE}, seed=0)
+
+
+def test_a_search_that_rounded_to_eights_goes_on_with_them_alone(tmp_path: Path) -> None:
+    Study("s", open_storage(None, tmp_path), SPACE, {"prune_scope": "uniform"}, seed=0)
+    Study("s", open_storage(None, tmp_path), SPACE, {"prune_scope": "uniform", WIDTHS: 8}, seed=0)
+    with pytest.raises(InputError, match="begun with another multiple for pruned widths: it was 8 and is 16"):
+        Study("s", open_storage(None, tmp_path), SPACE, {"prune_scope": "uniform", WIDTHS: 16}, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "multiple"),
+    [({}, 16), ({"prune_round_to": 8}, 8), ({"target": "tensorrt"}, 16), ({"target": "cuda"}, 8)],
+)
+def test_a_search_names_the_multiple_that_its_widths_have(
+    changes: dict[str, Any], multiple: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(tiny(tmp_path, student="any", min_retained=0.9, **changes))
+    own = search_module._Search(config, Limits(max_latency_ms=None, min_retained=0.9), OWN, SPACE, None, None)
+    own.data = SimpleNamespace(digest="")
+    monkeypatch.setattr(search_module, "machine_parts", lambda _config: {})
+    monkeypatch.setattr(search_module, "machine_key", lambda _config: "")
+    assert own._identity()[WIDTHS] == multiple
+    assert "prune_round_to" not in own._identity()
 
 
 @pytest.mark.parametrize(("lr", "names_it"), [(None, True), (1e-3, False)])
