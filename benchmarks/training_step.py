@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--student", default="mobilenetv2_100")
     parser.add_argument("--objective", default="ie-ft+kd", help="with --explore-form, as iekd-compress takes them")
     parser.add_argument("--explore-form", default="distance", choices=FORMS)
-    parser.add_argument("--tap", default="-1", help="as iekd-compress takes it: auto reads several stages")
+    parser.add_argument("--tap", default="-1", help="as iekd-compress takes it; commas between several stages")
     parser.add_argument("--size", type=int, default=64, help="of the images, pixels")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=20)
