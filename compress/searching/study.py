@@ -22,8 +22,8 @@ from iekd.errors import EnvironmentMissingError, IekdError, InputError, RunFolde
 MISSES = 20
 """Suggestions in succession that were known or too slow, before the next open candidate is simply taken."""
 WIDTHS = "multiple for pruned widths"
-EARLIER_WIDTHS = 8
-"""Of a search that does not say it."""
+EARLIER_WIDTHS = {"cpu": 8, "openvino": 8, "cuda": 8, "tensorrt": 16}
+"""By target, of a search that does not say it."""
 POLL = 2.0
 """Seconds between two looks at what other workers do."""
 
@@ -234,7 +234,8 @@ class Study:
         if kept is None:
             self._study.set_user_attr("identity", identity)
             return
-        kept = {**setting_defaults(), **EARLIER_RULE, WIDTHS: EARLIER_WIDTHS, **kept}
+        kept = {**setting_defaults(), **EARLIER_RULE, **kept}
+        kept.setdefault(WIDTHS, EARLIER_WIDTHS.get(kept["target"]))
         for key, value in json.loads(json.dumps(identity)).items():
             if isinstance(value, dict):
                 _require_same_parts(name, key, kept.get(key, value), value)  # older searches do not say it

@@ -456,11 +456,14 @@ def test_a_search_of_before_the_rate_hung_on_the_steps_is_not_gone_on_with(tmp_p
         Study("s", open_storage(None, tmp_path), SPACE, {"lr": None, **RULE}, seed=0)
 
 
-def test_a_search_that_rounded_to_eights_goes_on_with_them_alone(tmp_path: Path) -> None:
-    Study("s", open_storage(None, tmp_path), SPACE, {"prune_scope": "uniform"}, seed=0)
-    Study("s", open_storage(None, tmp_path), SPACE, {"prune_scope": "uniform", WIDTHS: 8}, seed=0)
-    with pytest.raises(InputError, match="begun with another multiple for pruned widths: it was 8 and is 16"):
-        Study("s", open_storage(None, tmp_path), SPACE, {"prune_scope": "uniform", WIDTHS: 16}, seed=0)
+@pytest.mark.parametrize(("target", "was"), [("cpu", 8), ("openvino", 8), ("cuda", 8), ("tensorrt", 16)])
+def test_a_search_that_does_not_say_its_multiple_goes_on_with_that_of_then(
+    target: str, was: int, tmp_path: Path
+) -> None:
+    Study("s", open_storage(None, tmp_path), SPACE, {"target": target}, seed=0)
+    Study("s", open_storage(None, tmp_path), SPACE, {"target": target, WIDTHS: was}, seed=0)
+    with pytest.raises(InputError, match=f"multiple for pruned widths: it was {was} and is {was * 2}"):
+        Study("s", open_storage(None, tmp_path), SPACE, {"target": target, WIDTHS: was * 2}, seed=0)
 
 
 @pytest.mark.parametrize(
